@@ -1,1 +1,3 @@
-//! placeholder
+//! The kernel's side: `/proc`, cgroups, pids, signals and the clock. The only crate with unsafe code.
+
+pub mod procfs;
