@@ -1,0 +1,142 @@
+//! Reading and writing a group's files; every error carries the path and the value.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::KernelError;
+use crate::procfs::{flat_keyed, parse_limit_value};
+
+/// A group: its directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dir(pub PathBuf);
+
+impl Dir {
+    /// A file of this group.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Whole text of a file, without the newline at its end.
+    pub fn read(&self, name: &str) -> Result<String, KernelError> {
+        let path = self.file(name);
+        let mut text = String::new();
+        let result = open(&path, OFlags::RDONLY).and_then(|fd| read_fd(&fd, &mut text));
+        match result {
+            Ok(()) => {
+                text.truncate(text.trim_end().len());
+                Ok(text)
+            }
+            Err(source) => Err(KernelError::Read { path, source }),
+        }
+    }
+
+    /// Writes a value in one call, as these files ask for.
+    pub fn write(&self, name: &str, value: &str) -> Result<(), KernelError> {
+        let path = self.file(name);
+        open(&path, OFlags::WRONLY)
+            .and_then(|fd| Ok(rustix::io::write(&fd, value.as_bytes())?))
+            .map(|_| ())
+            .map_err(|source| KernelError::Write { path, value: value.to_owned(), source })
+    }
+
+    /// Writes a number, reads it back, and insists that the kernel holds it. `grain` is what the kernel rounds down
+    /// to (a page for memory, 1 else).
+    pub fn set(&self, name: &str, value: u64, grain: u64) -> Result<(), KernelError> {
+        self.write(name, &value.to_string())?;
+        let found = self.read(name)?;
+        if found.parse::<u64>().is_ok_and(|held| held == value - value % grain) {
+            Ok(())
+        } else {
+            Err(KernelError::NotInForce { path: self.file(name), value: value.to_string(), found })
+        }
+    }
+
+    /// Writes a text, reads it back, and insists that the kernel holds it.
+    pub fn set_text(&self, name: &str, value: &str) -> Result<(), KernelError> {
+        self.write(name, value)?;
+        let found = self.read(name)?;
+        if found == value {
+            Ok(())
+        } else {
+            Err(KernelError::NotInForce { path: self.file(name), value: value.to_owned(), found })
+        }
+    }
+
+    /// A limit as a number; `None` is unlimited (`max`, or v1's page-rounded largest number).
+    pub fn limit(&self, name: &str) -> Result<Option<u64>, KernelError> {
+        let text = self.read(name)?;
+        parse_limit_value(text.as_bytes()).map_err(|_| KernelError::Grammar { path: self.file(name), found: text })
+    }
+
+    /// A plain number.
+    pub fn number(&self, name: &str) -> Result<u64, KernelError> {
+        let text = self.read(name)?;
+        text.parse().map_err(|_| KernelError::Grammar { path: self.file(name), found: text })
+    }
+
+    /// One value of a file of `key value` lines.
+    pub fn keyed(&self, name: &str, key: &str) -> Result<u64, KernelError> {
+        let text = self.read(name)? + "\n";
+        flat_keyed(text.as_bytes(), key).ok_or_else(|| KernelError::Grammar { path: self.file(name), found: text })
+    }
+
+    /// Pids of a `cgroup.procs`.
+    pub fn procs(&self) -> Result<Vec<i32>, KernelError> {
+        Ok(self.read("cgroup.procs")?.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// Makes the directory; one that stands already is `Ok(false)`.
+    pub fn make(&self) -> Result<bool, KernelError> {
+        match rustix::fs::mkdir(&self.0, Mode::from_raw_mode(0o755)) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::EXIST) => Ok(false),
+            Err(error) => Err(KernelError::MakeGroup { path: self.0.clone(), source: error.into() }),
+        }
+    }
+
+    /// Removes the directory; one that is gone already is fine.
+    pub fn remove(&self) -> io::Result<()> {
+        match rustix::fs::rmdir(&self.0) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+pub(crate) fn open(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn read_fd(fd: &OwnedFd, text: &mut String) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(256);
+    loop {
+        let mut buffer = [0; 4096];
+        let count = rustix::io::read(fd, &mut buffer[..])?;
+        if count == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&buffer[..count]);
+    }
+    *text = String::from_utf8_lossy(&bytes).into_owned();
+    Ok(())
+}
+
+/// A number file kept open, read anew with each call: one system call, no path to walk.
+#[derive(Debug)]
+pub(crate) struct Gauge(OwnedFd);
+
+impl Gauge {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        open(path, OFlags::RDONLY).map(Self)
+    }
+
+    /// The number now; `None` once the group is gone.
+    pub(crate) fn read(&self) -> Option<u64> {
+        let mut buffer = [0; 32];
+        let count = rustix::io::pread(&self.0, &mut buffer, 0).ok()?;
+        std::str::from_utf8(&buffer[..count]).ok()?.trim().parse().ok()
+    }
+}
