@@ -11,16 +11,16 @@ use crate::procfs::{flat_keyed, parse_limit_value};
 
 /// A group: its directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dir(pub PathBuf);
+pub(super) struct Dir(pub(super) PathBuf);
 
 impl Dir {
     /// A file of this group.
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// Whole text of a file, without the newline at its end.
-    pub fn read(&self, name: &str) -> Result<String, KernelError> {
+    pub(super) fn read(&self, name: &str) -> Result<String, KernelError> {
         let path = self.file(name);
         let mut text = String::new();
         let result = open(&path, OFlags::RDONLY).and_then(|fd| read_fd(&fd, &mut text));
@@ -34,7 +34,7 @@ impl Dir {
     }
 
     /// Writes a value in one call, as these files ask for.
-    pub fn write(&self, name: &str, value: &str) -> Result<(), KernelError> {
+    pub(super) fn write(&self, name: &str, value: &str) -> Result<(), KernelError> {
         let path = self.file(name);
         open(&path, OFlags::WRONLY)
             .and_then(|fd| Ok(rustix::io::write(&fd, value.as_bytes())?))
@@ -44,7 +44,7 @@ impl Dir {
 
     /// Writes a number, reads it back, and insists that the kernel holds it. `grain` is what the kernel rounds down
     /// to (a page for memory, 1 else).
-    pub fn set(&self, name: &str, value: u64, grain: u64) -> Result<(), KernelError> {
+    pub(super) fn set(&self, name: &str, value: u64, grain: u64) -> Result<(), KernelError> {
         self.write(name, &value.to_string())?;
         let found = self.read(name)?;
         if found.parse::<u64>().is_ok_and(|held| held == value - value % grain) {
@@ -55,7 +55,7 @@ impl Dir {
     }
 
     /// Writes a text, reads it back, and insists that the kernel holds it.
-    pub fn set_text(&self, name: &str, value: &str) -> Result<(), KernelError> {
+    pub(super) fn set_text(&self, name: &str, value: &str) -> Result<(), KernelError> {
         self.write(name, value)?;
         let found = self.read(name)?;
         if found == value {
@@ -66,30 +66,30 @@ impl Dir {
     }
 
     /// A limit as a number; `None` is unlimited (`max`, or v1's page-rounded largest number).
-    pub fn limit(&self, name: &str) -> Result<Option<u64>, KernelError> {
+    pub(super) fn limit(&self, name: &str) -> Result<Option<u64>, KernelError> {
         let text = self.read(name)?;
         parse_limit_value(text.as_bytes()).map_err(|_| KernelError::Grammar { path: self.file(name), found: text })
     }
 
     /// A plain number.
-    pub fn number(&self, name: &str) -> Result<u64, KernelError> {
+    pub(super) fn number(&self, name: &str) -> Result<u64, KernelError> {
         let text = self.read(name)?;
         text.parse().map_err(|_| KernelError::Grammar { path: self.file(name), found: text })
     }
 
     /// One value of a file of `key value` lines.
-    pub fn keyed(&self, name: &str, key: &str) -> Result<u64, KernelError> {
+    pub(super) fn keyed(&self, name: &str, key: &str) -> Result<u64, KernelError> {
         let text = self.read(name)? + "\n";
         flat_keyed(text.as_bytes(), key).ok_or_else(|| KernelError::Grammar { path: self.file(name), found: text })
     }
 
     /// Pids of a `cgroup.procs`.
-    pub fn procs(&self) -> Result<Vec<i32>, KernelError> {
+    pub(super) fn procs(&self) -> Result<Vec<i32>, KernelError> {
         Ok(self.read("cgroup.procs")?.lines().filter_map(|line| line.parse().ok()).collect())
     }
 
     /// Makes the directory; one that stands already is `Ok(false)`.
-    pub fn make(&self) -> Result<bool, KernelError> {
+    pub(super) fn make(&self) -> Result<bool, KernelError> {
         match rustix::fs::mkdir(&self.0, Mode::from_raw_mode(0o755)) {
             Ok(()) => Ok(true),
             Err(rustix::io::Errno::EXIST) => Ok(false),
@@ -98,7 +98,7 @@ impl Dir {
     }
 
     /// Removes the directory; one that is gone already is fine.
-    pub fn remove(&self) -> io::Result<()> {
+    pub(super) fn remove(&self) -> io::Result<()> {
         match rustix::fs::rmdir(&self.0) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
             Err(error) => Err(error.into()),

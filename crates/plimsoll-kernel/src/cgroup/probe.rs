@@ -269,8 +269,7 @@ fn find_v1(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
         }
         writable(&base)?;
         if base.join("cgroup.procs").exists() {
-            writable(&base.join("cgroup.procs"))
-                .map_err(|why| format!("it is not delegated to this user: {why}"))?;
+            writable(&base.join("cgroup.procs")).map_err(|why| format!("it is not delegated to this user: {why}"))?;
         }
     }
     // Below the named group; else below our own one where it was given to an ordinary user; else below the root.
@@ -281,7 +280,9 @@ fn find_v1(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
         let root = &mount.mount_point;
         if !rustix::process::geteuid().is_root() {
             let own = hierarchies.own_dir(mount, Some(controller)).unwrap_or_else(|| root.clone());
-            return writable(&own).and_then(|()| writable(&own.join("cgroup.procs"))).map(|()| own.join(DEFAULT_PARENT));
+            return writable(&own)
+                .and_then(|()| writable(&own.join("cgroup.procs")))
+                .map(|()| own.join(DEFAULT_PARENT));
         }
         writable(root).map(|()| root.join(DEFAULT_PARENT))
     };
@@ -322,12 +323,8 @@ fn find_v1(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
 fn find_v2(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, String), String> {
     let Some(mount) = hierarchies.v2() else { return Err("no cgroup2 mount".into()) };
     let found = |base: PathBuf, delegated: Option<PathBuf>, reason: &str| {
-        let parent = Parent::V2 {
-            path: kernel_path(mount, &base),
-            ancestors: ancestors(mount, &base),
-            base,
-            delegated,
-        };
+        let parent =
+            Parent::V2 { path: kernel_path(mount, &base), ancestors: ancestors(mount, &base), base, delegated };
         Ok((parent, reason.to_owned()))
     };
     if let Some(parent) = parent {

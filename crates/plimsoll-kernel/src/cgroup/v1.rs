@@ -174,8 +174,7 @@ impl Group {
     fn event(&self, file: &str, argument: &str) -> Result<std::os::fd::OwnedFd, KernelError> {
         use std::os::fd::AsRawFd;
         let path = self.memory.file(file);
-        let target =
-            open(&path, OFlags::RDONLY).map_err(|source| KernelError::Read { path: path.clone(), source })?;
+        let target = open(&path, OFlags::RDONLY).map_err(|source| KernelError::Read { path: path.clone(), source })?;
         let event =
             rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
                 .map_err(|error| KernelError::Call { call: "eventfd", source: error.into() })?;
@@ -235,7 +234,8 @@ impl Group {
     /// Sets of directories to remove: the group's own ones, then parents that go when they are empty.
     #[must_use]
     pub fn directories(&self) -> (Vec<std::path::PathBuf>, Vec<std::path::PathBuf>) {
-        let own = [Some(&self.memory), self.pids.as_ref(), self.cpu.as_ref(), self.freezer.as_ref(), self.unified.as_ref()];
+        let own =
+            [Some(&self.memory), self.pids.as_ref(), self.cpu.as_ref(), self.freezer.as_ref(), self.unified.as_ref()];
         (own.into_iter().flatten().map(|d| d.0.clone()).collect(), self.parents.iter().map(|d| d.0.clone()).collect())
     }
 }

@@ -1,0 +1,197 @@
+//! The boundary that contains one tree: a v2 group, a v1 group, or none, behind one interface.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use plimsoll_model::ending::GroupCounters;
+use plimsoll_model::{Boundary as Kind, Limits, OnLimit};
+
+use crate::KernelError;
+use crate::cgroup::{Found, Parent, teardown, v1, v2};
+
+/// Contains one tree.
+#[derive(Debug)]
+pub enum Boundary {
+    /// The unified hierarchy.
+    V2(v2::Group),
+    /// Controllers of v1.
+    V1(v1::Group),
+    /// No group: the keeper's descendants.
+    Watchdog,
+}
+
+/// Directories that the boundary of a run will make, known before they exist: its own, and parents to be removed when
+/// empty.
+#[must_use]
+pub fn planned(found: &Found, id: &str, limits: &Limits) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let own = match &found.parent {
+        None => Vec::new(),
+        Some(parent @ Parent::V1 { .. }) => v1::planned(parent, id, limits),
+        Some(parent @ Parent::V2 { .. }) => v2::planned(parent, id),
+    };
+    let parents = own.iter().filter_map(|dir| Some(dir.parent()?.to_owned())).filter(|dir| is_ours(dir)).collect();
+    (own, parents)
+}
+
+/// A parent that we make ourselves, and so remove: never one that was named to us.
+fn is_ours(dir: &std::path::Path) -> bool {
+    dir.file_name().is_some_and(|name| name == "plimsoll") && std::env::var_os("PLIMSOLL_CGROUP_PARENT").is_none()
+}
+
+impl Boundary {
+    /// Makes it and puts the limits in force, each one read back. On an error nothing is left behind.
+    ///
+    /// # Errors
+    /// [`KernelError`] names the file and the value.
+    pub fn make(found: &Found, id: &str, limits: &Limits, on_limit: OnLimit) -> Result<Self, KernelError> {
+        Ok(match &found.parent {
+            None => Self::Watchdog,
+            Some(parent @ Parent::V1 { .. }) => Self::V1(v1::Group::make(parent, id, limits)?),
+            Some(parent @ Parent::V2 { .. }) => Self::V2(v2::Group::make(parent, id, limits, on_limit)?),
+        })
+    }
+
+    /// Which of the three it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::V2(_) => Kind::Cgroup2,
+            Self::V1(_) => Kind::Cgroup1,
+            Self::Watchdog => Kind::Watchdog,
+        }
+    }
+
+    /// The `cgroup.procs` files that the root writes itself into, and the v2 directory that it is cloned into.
+    #[must_use]
+    pub fn entrance(&self) -> (Vec<PathBuf>, Option<PathBuf>) {
+        match self {
+            Self::V2(group) => (Vec::new(), Some(group.path().to_owned())),
+            Self::V1(group) => (group.procs_files(), group.unified().map(PathBuf::from)),
+            Self::Watchdog => (Vec::new(), None),
+        }
+    }
+
+    /// Bytes charged to the group now; `None` without a group.
+    #[must_use]
+    pub fn usage(&self) -> Option<u64> {
+        match self {
+            Self::V2(group) => group.usage(),
+            Self::V1(group) => group.usage(),
+            Self::Watchdog => None,
+        }
+    }
+
+    /// Processes and threads in the group now; `None` without one.
+    #[must_use]
+    pub fn processes(&self) -> Option<u64> {
+        match self {
+            Self::V2(group) => group.processes(),
+            Self::V1(group) => group.processes(),
+            Self::Watchdog => None,
+        }
+    }
+
+    /// Most processes and threads at one time, where the kernel tells.
+    #[must_use]
+    pub fn peak_processes(&self) -> Option<u64> {
+        match self {
+            Self::V2(group) => group.peak_processes(),
+            Self::V1(group) => group.peak_processes(),
+            Self::Watchdog => None,
+        }
+    }
+
+    /// A descriptor that tells of OOM events in the group: an eventfd to read on v1, POLLPRI on v2.
+    ///
+    /// # Errors
+    /// [`KernelError`] when the kernel does not give it.
+    pub fn oom_events(&self) -> Result<Option<OwnedFd>, KernelError> {
+        match self {
+            Self::V2(group) => group.oom_events().map(Some),
+            Self::V1(group) => group.oom_events().map(Some),
+            Self::Watchdog => Ok(None),
+        }
+    }
+
+    /// A descriptor that tells when usage crosses `bytes`, where the kernel has such a thing (v1).
+    #[must_use]
+    pub fn threshold(&self, bytes: u64) -> Option<OwnedFd> {
+        match self {
+            Self::V1(group) => group.threshold(bytes).ok(),
+            Self::V2(_) | Self::Watchdog => None,
+        }
+    }
+
+    /// OOM kills in the group so far.
+    #[must_use]
+    pub fn oom_kills(&self) -> Option<u64> {
+        match self {
+            Self::V2(group) => group.oom_kills(),
+            Self::V1(group) => group.oom_kills(),
+            Self::Watchdog => None,
+        }
+    }
+
+    /// The group's own counters; `None` without a group.
+    ///
+    /// # Errors
+    /// The file that could not be read.
+    pub fn counters(&self) -> Result<Option<GroupCounters>, KernelError> {
+        match self {
+            Self::V2(group) => group.counters().map(Some),
+            Self::V1(group) => group.counters().map(Some),
+            Self::Watchdog => Ok(None),
+        }
+    }
+
+    /// Counters of the groups above, nearest first, as far as they are readable.
+    #[must_use]
+    pub fn ancestors(&self) -> Vec<GroupCounters> {
+        match self {
+            Self::V2(group) => group.ancestors(),
+            Self::V1(group) => group.ancestors(),
+            Self::Watchdog => Vec::new(),
+        }
+    }
+
+    /// Members of the group now; empty without one.
+    #[must_use]
+    pub fn members(&self) -> Vec<i32> {
+        match self {
+            Self::V2(group) => group.members(),
+            Self::V1(group) => group.members(),
+            Self::Watchdog => Vec::new(),
+        }
+    }
+
+    /// Its directories.
+    #[must_use]
+    pub fn directories(&self) -> Vec<PathBuf> {
+        match self {
+            Self::V2(group) => group.directories().0,
+            Self::V1(group) => group.directories().0,
+            Self::Watchdog => Vec::new(),
+        }
+    }
+
+    /// Removes the empty group. The process that ends last also takes us out of the leaf of a delegated group.
+    ///
+    /// # Errors
+    /// The directory that did not go.
+    pub fn remove(&self) -> Result<(), KernelError> {
+        let (own, parents) = match self {
+            Self::V2(group) => group.directories(),
+            Self::V1(group) => group.directories(),
+            Self::Watchdog => return Ok(()),
+        };
+        let parents: Vec<PathBuf> = parents.into_iter().filter(|dir| is_ours(dir)).collect();
+        teardown::remove(&own, &parents)
+    }
+
+    /// Moves our own process out of the leaf of a delegated group, if it was moved there.
+    pub fn leave_leaf(&self) {
+        if let Self::V2(group) = self {
+            group.leave_leaf();
+        }
+    }
+}
