@@ -10,6 +10,7 @@
 pub mod boundary;
 pub mod cgroup;
 pub mod clock;
+pub mod host;
 pub mod kmsg;
 pub mod procfs;
 pub mod signal;

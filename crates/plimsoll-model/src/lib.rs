@@ -6,6 +6,7 @@
 pub mod certificate;
 pub mod duration;
 pub mod ending;
+pub mod host;
 pub mod id;
 pub mod sample;
 pub mod size;
