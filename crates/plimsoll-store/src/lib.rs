@@ -1,1 +1,15 @@
-//! placeholder
+//! What has to survive a crash, and where it lies.
+//!
+//! - [`paths`]: the two directories that hold all that Plimsoll writes unasked.
+//! - [`certificates`]: how trees ended, one SQLite file with a bounded history.
+//! - [`registry`]: which trees are running, one locked file each, so that the next Plimsoll finds what a killed one left.
+//!
+//! Nothing here decides and nothing here prints: what a caller ought to tell its user comes back as a value.
+
+pub mod certificates;
+pub mod paths;
+pub mod registry;
+
+pub use certificates::{CertificateError, CertificateStore, Notice};
+pub use paths::{Environment, Paths, PathsError};
+pub use registry::{Leftover, ProcessRef, Registration, RegistryError, RunningTree};
