@@ -1,4 +1,5 @@
 //! Decisions, and nothing else: no clock, no file, no thread, no random source. The runtime feeds in what was measured
 //! and carries out what is decided here, so every decision can be replayed.
 
+pub mod doctor;
 pub mod watch;

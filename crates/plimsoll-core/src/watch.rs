@@ -79,7 +79,10 @@ impl Watch {
 /// `None` when only the root is left. `members` are (pid, depth, bytes).
 #[must_use]
 pub fn victim(members: impl Iterator<Item = (i32, u32, u64)>) -> Option<i32> {
-    members.filter(|&(_, depth, _)| depth > 0).max_by_key(|&(pid, _, bytes)| (bytes, -i64::from(pid))).map(|(pid, ..)| pid)
+    members
+        .filter(|&(_, depth, _)| depth > 0)
+        .max_by_key(|&(pid, _, bytes)| (bytes, -i64::from(pid)))
+        .map(|(pid, ..)| pid)
 }
 
 #[cfg(test)]
