@@ -1,0 +1,234 @@
+//! `cargo xtask test` and `soak`: every family of tests, one after the other, whatever the others say; a table at the end.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use plimsoll_kernel::clock::Instant;
+
+use crate::exec::{Ended, Failure, command, stream};
+use crate::guest::Mode;
+use crate::place::{self, Place};
+use crate::suite::Suite;
+use crate::summary::{self, Counts, Row, Verdict};
+use crate::workspace::{self, Binaries};
+use crate::{deny, packages};
+
+/// How much of what is counted in hundreds is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// A seeded part, for every change.
+    Part,
+    /// All of it.
+    Whole,
+}
+
+/// What a family runs.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    /// `cargo fmt --check`.
+    Format,
+    /// Clippy, warnings being errors.
+    Lints,
+    /// Licences, bans and sources of dependencies.
+    Dependencies,
+    /// Everything that `cargo test` finds.
+    Cargo,
+    /// A suite of the test kit in a place.
+    Kit(Suite, Place),
+    /// Programs that people run, held for real.
+    RealPrograms,
+}
+
+struct Family {
+    name: &'static str,
+    work: Work,
+}
+
+const fn family(name: &'static str, work: Work) -> Family {
+    Family { name, work }
+}
+
+const FAMILIES: &[Family] = &[
+    family("format", Work::Format),
+    family("lints", Work::Lints),
+    family("dependencies", Work::Dependencies),
+    family("cargo", Work::Cargo),
+    family("conform_machine", Work::Kit(Suite::Conform, Place::Machine)),
+    family("conform_unprivileged", Work::Kit(Suite::Conform, Place::Unprivileged)),
+    family("conform_container", Work::Kit(Suite::Conform, Place::Container)),
+    family("conform_v2", Work::Kit(Suite::Conform, Place::Guest(Mode::V2))),
+    family("conform_v2_swap", Work::Kit(Suite::Conform, Place::Guest(Mode::V2Swap))),
+    family("conform_v1", Work::Kit(Suite::Conform, Place::Guest(Mode::V1))),
+    family("conform_hybrid", Work::Kit(Suite::Conform, Place::Guest(Mode::Hybrid))),
+    family("verdicts_machine", Work::Kit(Suite::Verdicts, Place::Machine)),
+    family("verdicts_unprivileged", Work::Kit(Suite::Verdicts, Place::Unprivileged)),
+    family("verdicts_v2", Work::Kit(Suite::Verdicts, Place::Guest(Mode::V2))),
+    family("host_oom_v2", Work::Kit(Suite::HostOom, Place::Guest(Mode::V2))),
+    family("survivors_machine", Work::Kit(Suite::Survivors, Place::Machine)),
+    family("survivors_unprivileged", Work::Kit(Suite::Survivors, Place::Unprivileged)),
+    family("survivors_v2", Work::Kit(Suite::Survivors, Place::Guest(Mode::V2))),
+    family("real", Work::RealPrograms),
+];
+
+/// A family's own limit where it has no better one.
+const DEADLINE: Duration = Duration::from_secs(90 * 60);
+
+/// `cargo xtask test|soak [FAMILY…]`.
+pub(crate) fn main(extent: Extent, args: &[String]) -> Result<ExitCode, Failure> {
+    if args.iter().any(|arg| arg == "--list") {
+        FAMILIES.iter().for_each(|family| println!("{}", family.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let chosen: Vec<&Family> = FAMILIES
+        .iter()
+        .filter(|family| args.is_empty() || args.iter().any(|arg| family.name.starts_with(arg.as_str())))
+        .collect();
+    if let Some(unknown) = args.iter().find(|arg| !FAMILIES.iter().any(|family| family.name.starts_with(arg.as_str())))
+    {
+        return Err(Failure(format!("no family begins with {unknown:?}; `cargo xtask test --list` names them")));
+    }
+    heading("packages");
+    packages::install(packages::TESTS)?;
+    let mut runner = Runner { extent, binaries: None };
+    let rows: Vec<Row> = chosen.iter().map(|family| runner.run(family)).collect();
+    let fine = summary::print(&rows);
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Under CI nothing may be skipped.
+fn is_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true")
+}
+
+fn heading(name: &str) {
+    println!("\n==== {name}");
+}
+
+struct Runner {
+    extent: Extent,
+    /// The binaries, built when the first family needs them; or why that failed.
+    binaries: Option<Result<Binaries, String>>,
+}
+
+impl Runner {
+    fn run(&mut self, family: &Family) -> Row {
+        heading(family.name);
+        let start = Instant::now();
+        let (mut counts, verdict) = self.judge(family.work);
+        match &verdict {
+            Verdict::Failed(why) => {
+                println!("{} FAILED: {why}", family.name);
+                counts.failed = counts.failed.max(1); // what could not even count is a failure
+            }
+            Verdict::Skipped(why) => {
+                println!("{} skipped: {why}", family.name);
+                counts.skipped += 1;
+            }
+            Verdict::Passed => {}
+        }
+        let Counts { passed, failed, skipped } = counts;
+        println!("{}: {passed} passed, {failed} failed, {skipped} skipped", family.name);
+        let took = start.elapsed();
+        println!("{} took {:.1} s", family.name, took.as_secs_f64());
+        Row { family: family.name, counts, took, verdict }
+    }
+
+    fn judge(&mut self, work: Work) -> (Counts, Verdict) {
+        if let Err(why) = available(work) {
+            let verdict =
+                if is_ci() { Verdict::Failed(format!("CI skips nothing: {why}")) } else { Verdict::Skipped(why.0) };
+            return (Counts::default(), verdict);
+        }
+        let mut counts = Counts::default();
+        let ended = self.perform(work, &mut counts);
+        let verdict = match ended {
+            Err(why) => Verdict::Failed(why.0),
+            Ok(ended) if !ended.is_success() => Verdict::Failed(ended.to_string()),
+            Ok(_) if counts.failed > 0 => Verdict::Failed("it ended well and yet counts failures".to_owned()),
+            Ok(_) if counts.skipped > 0 && is_ci() && !matches!(work, Work::Kit(..)) => {
+                Verdict::Failed("CI skips nothing, and this skipped something".to_owned())
+            }
+            Ok(_) if counts.passed == 0 => Verdict::Failed("it ran no test".to_owned()),
+            Ok(_) => Verdict::Passed,
+        };
+        (counts, verdict)
+    }
+
+    fn perform(&mut self, work: Work, counts: &mut Counts) -> Result<Ended, Failure> {
+        match work {
+            Work::Format => {
+                let mut cargo = workspace::cargo();
+                cargo.args(["fmt", "--all", "--check"]);
+                once(cargo, counts)
+            }
+            Work::Lints => {
+                let mut cargo = workspace::cargo();
+                cargo.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
+                once(cargo, counts)
+            }
+            Work::Dependencies => {
+                println!("known vulnerabilities are not checked: that needs a network (cargo deny check advisories)");
+                once(deny::check()?, counts)
+            }
+            Work::Cargo => {
+                let mut cargo = workspace::cargo();
+                cargo.args(["test", "--workspace", "--no-fail-fast"]);
+                stream(cargo, DEADLINE, |line| {
+                    println!("{line}");
+                    if let Some(more) = Counts::of_cargo(line) {
+                        counts.add(more);
+                    }
+                })
+            }
+            Work::Kit(suite, place) => {
+                let arguments = suite.arguments(place.tier()?, self.extent);
+                println!("plimsoll-testkit {}", arguments.join(" "));
+                place::run(place, self.binaries()?, &arguments, |line| closing(line, counts))
+            }
+            Work::RealPrograms => {
+                let binaries = self.binaries()?;
+                let mut python = command("python3");
+                python.arg("tests/real/run.py").current_dir(workspace::root());
+                python.env("PLIMSOLL", &binaries.plimsoll).env("PLIMSOLL_TESTKIT", &binaries.testkit);
+                stream(python, DEADLINE, |line| closing(line, counts))
+            }
+        }
+    }
+
+    fn binaries(&mut self) -> Result<&Binaries, Failure> {
+        let built = self.binaries.get_or_insert_with(|| workspace::build().map_err(|why| why.0));
+        built.as_ref().map_err(|why| Failure(why.clone()))
+    }
+}
+
+/// Can it be done here? The reason why not otherwise.
+fn available(work: Work) -> Result<(), Failure> {
+    match work {
+        Work::Kit(_, place) => place.available(),
+        Work::RealPrograms => {
+            let absent = packages::TESTS.iter().find(|package| !package.is_here());
+            absent.map_or(Ok(()), |package| Err(Failure(format!("{} is not here: {}", package.name, package.reason))))
+        }
+        Work::Format | Work::Lints | Work::Dependencies | Work::Cargo => Ok(()),
+    }
+}
+
+/// Runs a check that is one test in itself.
+fn once(command: std::process::Command, counts: &mut Counts) -> Result<Ended, Failure> {
+    let ended = stream(command, DEADLINE, |line| println!("{line}"))?;
+    let one = if ended.is_success() {
+        Counts { passed: 1, ..Counts::default() }
+    } else {
+        Counts { failed: 1, ..Counts::default() }
+    };
+    counts.add(one);
+    Ok(ended)
+}
+
+/// Prints a line; when it is a closing line it becomes the count, as the last one sums up.
+fn closing(line: &str, counts: &mut Counts) {
+    match Counts::of_closing_line(line) {
+        Some(closing) => *counts = closing, // ours follows, with the family's name
+        None => println!("{line}"),
+    }
+}
