@@ -2,6 +2,7 @@
 
 mod files;
 pub mod probe;
+pub mod surroundings;
 pub mod teardown;
 pub mod v1;
 pub mod v2;

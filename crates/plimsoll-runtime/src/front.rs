@@ -1,0 +1,252 @@
+//! The process that the user started: prepares all that can fail, then waits.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use plimsoll_kernel::boundary::{self, Boundary};
+use plimsoll_kernel::cgroup::Found;
+use plimsoll_kernel::kmsg::Kmsg;
+use plimsoll_kernel::procfs::read_file;
+use plimsoll_kernel::signal::{SignalFd, SignalSet};
+use plimsoll_kernel::spawn::{self, Fork, Job};
+use plimsoll_kernel::{KernelError, clock, signal};
+use plimsoll_model::ending::{Decision, RootExit};
+use plimsoll_model::{Certificate, RunId, RunSpec};
+use plimsoll_store::{Registration, RegistryError, RunningTree};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::channel::{End, Message, pair};
+use crate::keeper::Keeper;
+
+/// What `run` needs beside the spec.
+pub struct RunOptions<'a> {
+    /// Where the certificate's JSON goes, too.
+    pub report: Option<PathBuf>,
+    /// Directory of the certificate store, made already.
+    pub state_dir: &'a Path,
+    /// Directory of the registry, made already.
+    pub runtime_dir: &'a Path,
+    /// The command with secrets redacted, and the values that are secrets.
+    pub redacted: Vec<String>,
+    /// Values to redact in the command lines of other members.
+    pub secrets: Vec<String>,
+    /// What to print about an end; nothing when empty.
+    pub render: fn(&Certificate) -> String,
+    /// Print nothing about the end.
+    pub quiet: bool,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Exit code for us.
+    pub code: u8,
+    /// Text for stderr, perhaps empty.
+    pub text: String,
+}
+
+/// Why a run was not started. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The boundary could not be made as asked for.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The run could not be registered.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The report cannot be written.
+    #[error("cannot write the report {}: {source}", path.display())]
+    Report {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: std::io::Error,
+    },
+}
+
+/// All that is decided before the fork and known to both sides of it.
+pub(crate) struct Prepared<'a> {
+    pub(crate) id: RunId,
+    pub(crate) spec: &'a RunSpec,
+    pub(crate) options: &'a RunOptions<'a>,
+    pub(crate) found: &'a Found,
+    pub(crate) boundary: Boundary,
+    pub(crate) record: RunningTree,
+    pub(crate) registration: Registration,
+    pub(crate) kmsg: Option<Kmsg>,
+    pub(crate) host_oom_kills: Option<u64>,
+    pub(crate) report: Option<File>,
+    pub(crate) mask: SignalSet,
+    pub(crate) job: Job,
+    pub(crate) front: i32,
+}
+
+/// Runs one tree to its end. This process must have a single thread.
+///
+/// # Errors
+/// [`RunError`] when nothing was started; a command that cannot be executed is an end like others, with code 126 or
+/// 127.
+pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<Ended, RunError> {
+    // Blocked before anything is made: from here on a signal waits until somebody can act on it.
+    let passed_on = SignalSet::passed_on();
+    let mask = passed_on.block()?;
+    SignalSet::of(&[libc_sigchld()]).block()?;
+    spawn::become_subreaper()?;
+
+    let report = options.report.as_deref().map(create_report).transpose()?;
+    let (now, wall) = (clock::Instant::now(), clock::wall());
+    let mut random = [0; 4];
+    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
+    let id = RunId::new(wall.as_millisecond().unsigned_abs(), u32::from_ne_bytes(random) ^ now.since_boot().subsec_nanos());
+    let (groups, parents) = boundary::planned(found, id.as_str(), &spec.limits);
+    let record = RunningTree {
+        name: spec.name.clone(),
+        command: options.redacted.clone(),
+        boundary: found.boundary,
+        boot_id: boot_id(),
+        started_at: wall,
+        memory_limit_bytes: spec.limits.memory,
+        swap_limit_bytes: swap_limit(spec),
+        groups,
+        parents,
+        ..RunningTree::new(id)
+    };
+    // Known before it exists: whatever happens to us from here on, the next plimsoll finds it.
+    let registration = Registration::register(options.runtime_dir, &record)?;
+    let boundary = match Boundary::make(found, id.as_str(), &spec.limits, spec.on_limit) {
+        Ok(boundary) => boundary,
+        Err(error) => {
+            let _ = registration.remove();
+            return Err(error.into());
+        }
+    };
+    let (front_end, keeper_end) = pair()?;
+    let terminal = std::fs::File::open("/dev/tty").is_ok();
+    let prepared = Prepared {
+        id,
+        spec,
+        options,
+        found,
+        boundary,
+        record,
+        registration,
+        kmsg: Kmsg::open_at_end(),
+        host_oom_kills: host_oom_kills(),
+        report,
+        mask,
+        job: if terminal { Job::Shared } else { Job::Own },
+        front: rustix::process::getpid().as_raw_nonzero().get(),
+    };
+    match spawn::fork() {
+        Err(error) => {
+            let _ = prepared.boundary.remove();
+            let _ = prepared.registration.remove();
+            Err(error.into())
+        }
+        Ok(Fork::Child) => {
+            drop(front_end);
+            Keeper::new(prepared, keeper_end).run();
+            spawn::exit_now(0)
+        }
+        Ok(Fork::Parent(keeper)) => {
+            drop(keeper_end);
+            Ok(wait(prepared, &front_end, keeper, &passed_on))
+        }
+    }
+}
+
+fn libc_sigchld() -> i32 {
+    rustix::process::Signal::CHILD.as_raw()
+}
+
+fn create_report(path: &Path) -> Result<File, RunError> {
+    File::create(path).map_err(|source| RunError::Report { path: path.to_owned(), source })
+}
+
+/// Swap that the tree may use: the total less the RAM.
+pub(crate) fn swap_limit(spec: &RunSpec) -> Option<u64> {
+    Some(spec.limits.memory_swap? - spec.limits.memory?)
+}
+
+/// This boot's id: pids of another boot mean nothing.
+#[must_use]
+pub fn boot_id() -> String {
+    String::from_utf8_lossy(&read_file("/proc/sys/kernel/random/boot_id").unwrap_or_default()).trim().to_owned()
+}
+
+/// The machine's count of OOM kills.
+pub(crate) fn host_oom_kills() -> Option<u64> {
+    plimsoll_kernel::procfs::parse_vmstat_field(&read_file("/proc/vmstat").ok()?, "oom_kill")
+}
+
+/// Waits for the keeper's last word and passes signals on meanwhile.
+fn wait(prepared: Prepared<'_>, end: &End, keeper: i32, passed_on: &SignalSet) -> Ended {
+    // Failing to make a descriptor leaves the signals blocked, and the run goes on without them.
+    let signals = SignalFd::new(passed_on).ok();
+    let shared = prepared.job == Job::Shared;
+    loop {
+        let mut fds = vec![PollFd::new(end, PollFlags::IN)];
+        if let Some(signals) = &signals {
+            fds.push(PollFd::new(signals, PollFlags::IN));
+        }
+        if poll(&mut fds, None).is_err() {
+            continue;
+        }
+        let (spoken, signalled) = (!fds[0].revents().is_empty(), fds.get(1).is_some_and(|fd| !fd.revents().is_empty()));
+        drop(fds);
+        if signalled && let Some(signals) = &signals {
+            while let Some(received) = signals.next() {
+                // The terminal's own signals go to its whole foreground group, and so has whatever a member of our
+                // group sent to all of it: the root has those already.
+                let seen = shared && (received.by_kernel || in_our_group(received.sender));
+                end.say(&Message::Signal { signal: received.signal, sender: received.sender, seen });
+            }
+        }
+        if spoken {
+            match end.hear() {
+                Some(Message::Over { code, text }) => {
+                    let _ = spawn::wait_for(keeper);
+                    prepared.boundary.leave_leaf();
+                    return Ended { code, text };
+                }
+                Some(Message::Stopped { root }) => stop_with(root),
+                Some(Message::Signal { .. }) => {}
+                None => return keeper_lost(prepared, keeper),
+            }
+        }
+    }
+}
+
+fn in_our_group(pid: i32) -> bool {
+    let group = |pid: i32| rustix::process::getpgid(rustix::process::Pid::from_raw(pid)).ok();
+    pid > 0 && group(pid).is_some() && group(pid) == group(0)
+}
+
+/// A root that was stopped at the terminal stops our job with it, so that the shell gets its prompt back.
+fn stop_with(root: i32) {
+    let foreground = std::fs::File::open("/dev/tty")
+        .ok()
+        .and_then(|tty| rustix::termios::tcgetpgrp(&tty).ok())
+        .is_some_and(|group| group == rustix::process::getpgrp());
+    // It may be running again by now: a Ctrl-Z stops both of us, and `fg` continues both, before this is read.
+    let stopped = plimsoll_kernel::procfs::Process::of(root)
+        .ok()
+        .and_then(|process| process.state().ok().flatten())
+        .is_some_and(|state| state == 'T');
+    if foreground && stopped {
+        let _ = signal::send(rustix::process::getpid().as_raw_nonzero().get(), rustix::process::Signal::STOP.as_raw());
+    }
+}
+
+/// The keeper was killed. Its children are ours now, for we are a subreaper too.
+fn keeper_lost(prepared: Prepared<'_>, keeper: i32) -> Ended {
+    let how = match spawn::wait_for(keeper) {
+        Some(spawn::Wait::Signaled(number)) => format!("killed by {}", signal::name(number)),
+        _ => "gone".to_owned(),
+    };
+    let reason = format!("its keeper (pid {keeper}) was {how}, and the tree was ended with it");
+    let text = format!("plimsoll: error: {}: {reason}\n", prepared.spec.name);
+    let mut keeper = Keeper::heir(prepared);
+    keeper.finish(RootExit::Unknown, Some(Decision::Stopped(reason)));
+    Ended { code: 125, text }
+}

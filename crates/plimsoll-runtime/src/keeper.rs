@@ -1,0 +1,815 @@
+//! The process that keeps one tree: starts its root, watches, judges, kills the rest, writes the certificate.
+//!
+//! # Theory of operation
+//! A single thread waits in `poll` for: the front (a signal to pass on, or its death), a child's end, the kernel's OOM
+//! notice, and the next thing that is due (a look at memory, a time limit, the end of the grace after SIGTERM). The
+//! first reason to end the tree is kept as the decision; then evidence is gathered, everything is killed until nothing
+//! is left, the verdict is drawn, the groups go, and the certificate is stored. Ending happens in one place
+//! ([`Keeper::finish`]) whatever the reason, also when the front inherits a tree whose keeper was killed.
+
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use plimsoll_core::history::History;
+use plimsoll_core::verdict::{Verdict, verdict};
+use plimsoll_core::watch::{Look, Watch, victim};
+use plimsoll_core::{advice, redact};
+use plimsoll_kernel::boundary::Boundary;
+use plimsoll_kernel::cgroup::probe::Surrounding;
+use plimsoll_kernel::cgroup::{surroundings, teardown};
+use plimsoll_kernel::clock::{self, Instant};
+use plimsoll_kernel::procfs::Process;
+use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
+use plimsoll_kernel::spawn::{self, Launch, SpawnError, Step, Wait};
+use plimsoll_kernel::tree::{Tree, command_line, members_of_group, tagged};
+use plimsoll_model::certificate::{Exit, Largest, Memory, SCHEMA, Tree as TreeFacts};
+use plimsoll_model::ending::{Decision, Delta, Ending, RootExit};
+use plimsoll_model::{Cause, Certificate, Member, OnLimit, Sample};
+use plimsoll_store::{CertificateStore, ProcessRef};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
+
+use crate::channel::{End, Message};
+use crate::front::{Prepared, host_oom_kills, swap_limit};
+
+/// How often a tree is looked at for its history when no line asks for more.
+const HISTORY_EVERY: Duration = Duration::from_secs(1);
+
+/// Never two looks closer than this.
+const SHORTEST_LOOK: Duration = Duration::from_millis(1);
+
+/// Where a group holds the line, looks only gather evidence and need not be as close.
+const SHORTEST_GROUP_LOOK: Duration = Duration::from_millis(5);
+
+/// The registry learns of new members at most so often.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
+
+/// Members whose commands go into the certificate.
+const LARGEST: usize = 5;
+
+/// Pids kept as a hint for reading the kernel's log.
+const PIDS_KEPT: usize = 64;
+
+/// A measurement walks at most so many bytes of mappings, so that it does not itself take too long.
+const MEASURE_AT_MOST: u64 = 1 << 30;
+
+/// The variable by which a tree's members can be told when all else is lost.
+pub(crate) const TAG: &str = "PLIMSOLL_ID";
+
+/// Keeps one tree.
+pub(crate) struct Keeper<'a> {
+    prepared: Prepared<'a>,
+    /// `None` when the front is the heir of a keeper that was killed.
+    front: Option<End>,
+    tree: Tree,
+    history: History,
+    started: Instant,
+    root: Option<Process>,
+    /// Members as last listed, largest first.
+    members: Vec<Member>,
+    largest: Vec<Largest>,
+    pids: Vec<i32>,
+    surrounding: Option<Around>,
+    /// Processes of ours that were killed for memory while the tree lived (`--on-limit largest` without a group).
+    victims: u64,
+    /// When the members were last written into the registry, since the start.
+    noted: Option<Duration>,
+}
+
+/// The container around us, whose limit ends us all.
+struct Around {
+    group: Surrounding,
+    gauge: surroundings::Gauges,
+    before: Option<plimsoll_model::ending::GroupCounters>,
+}
+
+/// Why the loop ended.
+struct Finish {
+    exit: RootExit,
+    decision: Option<Decision>,
+}
+
+impl<'a> Keeper<'a> {
+    pub(crate) fn new(prepared: Prepared<'a>, front: End) -> Self {
+        Self::with(prepared, Some(front))
+    }
+
+    /// The front in the place of a keeper that was killed: it can only end the tree.
+    pub(crate) fn heir(prepared: Prepared<'a>) -> Self {
+        Self::with(prepared, None)
+    }
+
+    fn with(prepared: Prepared<'a>, front: Option<End>) -> Self {
+        let surrounding = prepared.found.surrounding.clone().and_then(|group| {
+            let gauge = surroundings::Gauges::open(&group)?;
+            let before = gauge.counters();
+            Some(Around { group, gauge, before })
+        });
+        Self {
+            prepared,
+            front,
+            tree: Tree::below(rustix::process::getpid().as_raw_nonzero().get()),
+            history: History::new(),
+            started: Instant::now(),
+            root: None,
+            members: Vec::new(),
+            largest: Vec::new(),
+            pids: Vec::new(),
+            surrounding,
+            victims: 0,
+            noted: None,
+        }
+    }
+
+    /// Runs the tree to its end and tells the front.
+    pub(crate) fn run(mut self) {
+        // Children's ends are waited for from before the first child, so that none is missed.
+        let child_ends = SignalFd::new(&SignalSet::of(&[Signal::CHILD.as_raw()]));
+        let oom_events = self.prepared.boundary.oom_events();
+        let started = spawn::become_subreaper().and(child_ends).and_then(|ends| Ok((ends, oom_events?)));
+        let (child_ends, oom_events) = match started {
+            Ok(both) => both,
+            Err(error) => return self.refuse(&error.to_string()),
+        };
+        let finish = match self.start() {
+            Ok(()) => self.watch(&child_ends, oom_events.as_ref()),
+            Err(SpawnError::Step { step: Step::Exec | Step::Workdir, source }) => {
+                Finish { exit: RootExit::NotStarted { errno: source.raw_os_error().unwrap_or(0) }, decision: None }
+            }
+            Err(error) => return self.refuse(&error.to_string()),
+        };
+        let (code, text) = self.finish(finish.exit, finish.decision);
+        if let Some(front) = &self.front {
+            front.say(&Message::Over { code, text });
+        }
+    }
+
+    /// Nothing was started: undo, and say why.
+    fn refuse(self, why: &str) {
+        let _ = self.prepared.boundary.remove();
+        let text = format!("plimsoll: error: {}: {why}\n", self.prepared.spec.name);
+        let _ = self.prepared.registration.remove();
+        if let Some(front) = &self.front {
+            front.say(&Message::Over { code: 125, text });
+        }
+    }
+
+    fn start(&mut self) -> Result<(), SpawnError> {
+        let Prepared { spec, boundary, mask, job, id, .. } = &self.prepared;
+        let (join, into) = boundary.entrance();
+        let mut env: Vec<_> = std::env::vars_os()
+            .filter(|(key, _)| key != TAG && !spec.env.iter().any(|(ours, _)| ours == key))
+            .collect();
+        env.extend(spec.env.iter().cloned());
+        env.push((TAG.into(), id.as_str().into()));
+        let launch = Launch {
+            command: &spec.command,
+            env,
+            workdir: spec.workdir.as_deref(),
+            stdio: [None, None, None],
+            join,
+            into,
+            oom_score_adj: spec.limits.oom_score_adj,
+            job: *job,
+            mask: *mask,
+        };
+        let pid = launch.start()?;
+        self.started = Instant::now();
+        self.root = Process::of(pid).ok();
+        self.pids.push(pid);
+        self.tree.set_root(pid);
+        // The root runs in its session and with our priority as it was; from here on ours is our own. Outside the
+        // session no key and no hang-up of the terminal reaches us.
+        let _ = rustix::process::setsid();
+        spawn::run_before_others();
+        self.prepared.record.root = self.root.map(reference);
+        // The registry is for the next plimsoll: without it only the tag and the groups are left to sweep by.
+        let _ = self.prepared.registration.update(&self.prepared.record);
+        Ok(())
+    }
+
+    /// Waits and acts until there is a reason to end the tree.
+    fn watch(&mut self, child_ends: &SignalFd, oom_events: Option<&OwnedFd>) -> Finish {
+        let spec = self.prepared.spec;
+        let mut watch = self.line().map(|line| {
+            let shortest = if self.own_kill() { SHORTEST_LOOK } else { SHORTEST_GROUP_LOOK };
+            Watch::new(line, cores(), shortest)
+        });
+        // Crossing half of the line wakes us even where a look would come late.
+        let half = match (spec.on_limit, spec.limits.memory) {
+            (OnLimit::Largest, Some(line)) => self.prepared.boundary.threshold(line / 2),
+            _ => None,
+        };
+        let mut next_look = Instant::now();
+        let mut grace: Option<(Instant, Decision)> = None;
+        let timeout = spec.timeout.map(|limit| (self.started.after(limit), limit));
+        let mut kills_seen = 0;
+        let mut oom_pending: Option<Instant> = None;
+        loop {
+            let now = Instant::now();
+            // What is due.
+            if let Some((until, decision)) = &grace
+                && now >= *until
+            {
+                return Finish { exit: RootExit::Unknown, decision: Some(decision.clone()) };
+            }
+            if let Some((at, limit)) = timeout
+                && grace.is_none()
+                && now >= at
+            {
+                grace = Some(self.terminate(Decision::Timeout(limit)));
+                continue;
+            }
+            if now >= next_look {
+                match self.look(watch.as_mut()) {
+                    Seen::Fine(pause) => next_look = now.after(pause),
+                    Seen::Met(decision) => return Finish { exit: RootExit::Unknown, decision: Some(decision) },
+                }
+            }
+            // The kernel's notice comes before its kill is counted: look again until it is, for a while.
+            if let Some(since) = oom_pending {
+                let kills = self.prepared.boundary.oom_kills().unwrap_or(0);
+                if kills > kills_seen {
+                    kills_seen = kills;
+                    oom_pending = None;
+                    if spec.on_limit == OnLimit::Tree {
+                        return Finish { exit: RootExit::Unknown, decision: None };
+                    }
+                } else if since.elapsed() > Duration::from_secs(1) {
+                    oom_pending = None;
+                }
+            }
+
+            let mut due = next_look;
+            if let Some((until, _)) = &grace {
+                due = due.min(*until);
+            } else if let Some((at, _)) = timeout {
+                due = due.min(at);
+            }
+            if oom_pending.is_some() {
+                due = due.min(Instant::now().after(Duration::from_millis(1)));
+            }
+            let ready = self.wait_until(due, child_ends, oom_events, half.as_ref());
+            if ready.front
+                && let Some(end) = self.hear(&mut grace)
+            {
+                return end;
+            }
+            if ready.oom {
+                oom_pending = Some(Instant::now());
+            }
+            if ready.half {
+                next_look = Instant::now();
+            }
+            if ready.child {
+                while child_ends.next().is_some() {}
+                if let Some(exit) = self.reap() {
+                    return Finish { exit, decision: grace.map(|(_, decision)| decision) };
+                }
+            }
+        }
+    }
+
+    /// Whether the line is ours to hold, or ours to choose the victim at.
+    fn own_kill(&self) -> bool {
+        matches!(self.prepared.boundary, Boundary::Watchdog) || self.prepared.spec.on_limit == OnLimit::Largest
+    }
+
+    /// The line that looks are timed by: the tree's own, and without a group also the container's.
+    fn line(&self) -> Option<u64> {
+        let own = self.prepared.spec.limits.memory;
+        match (&self.prepared.boundary, &self.surrounding) {
+            (Boundary::Watchdog, Some(around)) => Some(own.unwrap_or(u64::MAX).min(around.group.limit)),
+            _ => own,
+        }
+    }
+
+    fn wait_until(
+        &self,
+        due: Instant,
+        child_ends: &SignalFd,
+        oom_events: Option<&OwnedFd>,
+        half: Option<&OwnedFd>,
+    ) -> Ready {
+        let pause = due.since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: i64::try_from(pause.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(pause.subsec_nanos()),
+        };
+        // A descriptor that is not there is stood in for by one that is, with nothing asked of it.
+        let none = PollFd::new(child_ends, PollFlags::empty());
+        let front = self.front.as_ref().map_or(none.clone(), |front| PollFd::new(front, PollFlags::IN));
+        let oom_flags = match self.prepared.boundary {
+            Boundary::V2(_) => PollFlags::PRI,
+            _ => PollFlags::IN,
+        };
+        let mut fds = [
+            front,
+            PollFd::new(child_ends, PollFlags::IN),
+            oom_events.map_or(none.clone(), |fd| PollFd::new(fd, oom_flags)),
+            half.map_or(none, |fd| PollFd::new(fd, PollFlags::IN)),
+        ];
+        if poll(&mut fds, Some(&timeout)).is_err() {
+            return Ready::default();
+        }
+        let is = |at: usize| !fds[at].revents().is_empty();
+        let ready = Ready {
+            front: self.front.is_some() && is(0),
+            child: is(1),
+            oom: oom_events.is_some() && is(2),
+            half: half.is_some() && is(3),
+        };
+        // Read so that the next wait waits; on v2 reading the file is what re-arms the notice.
+        let mut buffer = [0; 1024];
+        if ready.oom
+            && let Some(fd) = oom_events
+        {
+            let _ = match self.prepared.boundary {
+                Boundary::V2(_) => rustix::io::pread(fd, &mut buffer, 0),
+                _ => rustix::io::read(fd, &mut buffer),
+            };
+        }
+        if ready.half
+            && let Some(fd) = half
+        {
+            let _ = rustix::io::read(fd, &mut buffer);
+        }
+        ready
+    }
+
+    /// What the front has to say; an end of the loop when it is gone.
+    fn hear(&mut self, grace: &mut Option<(Instant, Decision)>) -> Option<Finish> {
+        let front = self.front.as_ref()?;
+        match front.hear() {
+            Some(Message::Signal { signal: number, sender, seen }) => {
+                if !seen && let Some(root) = self.root {
+                    let _ = signal::send(root.pid, number);
+                }
+                if number == Signal::TERM.as_raw() && grace.is_none() {
+                    let by = if sender > 0 { format!(" by pid {sender}") } else { String::new() };
+                    let decision = Decision::Stopped(format!("SIGTERM was sent to plimsoll{by}"));
+                    *grace = Some((Instant::now().after(self.prepared.spec.stop_timeout), decision));
+                    self.wake_stopped();
+                }
+                None
+            }
+            Some(_) => None,
+            None => {
+                let reason = format!("plimsoll (pid {}) was killed, and the tree was ended with it", self.prepared.front);
+                self.front = None;
+                Some(Finish { exit: RootExit::Unknown, decision: Some(Decision::Stopped(reason)) })
+            }
+        }
+    }
+
+    /// Asks the root to end, and answers until when it may take its time.
+    fn terminate(&mut self, decision: Decision) -> (Instant, Decision) {
+        if let Some(root) = self.root {
+            let _ = signal::send(root.pid, Signal::TERM.as_raw());
+        }
+        self.wake_stopped();
+        (Instant::now().after(self.prepared.spec.stop_timeout), decision)
+    }
+
+    /// A stopped process acts on SIGTERM only once it runs.
+    fn wake_stopped(&self) {
+        if let Some(root) = self.root {
+            let _ = signal::send(root.pid, Signal::CONT.as_raw());
+        }
+    }
+
+    /// Waits for all that ended; answers the root's end when it is among them.
+    fn reap(&mut self) -> Option<RootExit> {
+        let root = self.root.map(|root| root.pid);
+        let mut exit = None;
+        while let Some((pid, wait)) = spawn::wait_any() {
+            if Some(pid) != root {
+                continue;
+            }
+            match wait {
+                Wait::Exited(code) => exit = Some(RootExit::Code(code)),
+                Wait::Signaled(signal) => exit = Some(RootExit::Signal(signal)),
+                Wait::Stopped(_) => {
+                    if let Some(front) = &self.front {
+                        front.say(&Message::Stopped { root: pid });
+                    }
+                }
+                Wait::Continued => {}
+            }
+        }
+        exit
+    }
+
+    /// One look at the tree's memory.
+    fn look(&mut self, watch: Option<&mut Watch>) -> Seen {
+        let began = Instant::now();
+        match self.prepared.boundary {
+            Boundary::Watchdog => self.look_at_members(watch, began),
+            Boundary::V1(_) | Boundary::V2(_) => self.look_at_group(watch, began),
+        }
+    }
+
+    fn look_at_group(&mut self, watch: Option<&mut Watch>, began: Instant) -> Seen {
+        let Some(usage) = self.prepared.boundary.usage() else { return Seen::Fine(HISTORY_EVERY) };
+        let processes = self.prepared.boundary.processes().unwrap_or(0);
+        let at = began.since(self.started);
+        self.push(at, usage, processes);
+        let Some(watch) = watch else {
+            if self.members.is_empty() || at.as_secs() % 5 == 0 {
+                self.list_members(self.prepared.boundary.members());
+            }
+            return Seen::Fine(HISTORY_EVERY);
+        };
+        let largest = self.prepared.spec.on_limit == OnLimit::Largest;
+        // Past half of the line the members are listed, for the certificate and for the choice of the victim.
+        if usage >= watch.line() / 2 {
+            let pids = self.prepared.boundary.members();
+            if largest {
+                self.raise_scores(&pids);
+            }
+            self.list_members(pids);
+        }
+        let cost = began.elapsed();
+        match watch.look(at, usage.min(watch.line() - 1), usage.min(watch.line() - 1), cost) {
+            // Page cache may fill a group to its line for long; nothing is lost by looking at leisure then.
+            Look::Again(pause) if !largest => Seen::Fine(pause.max(cost * 50).min(HISTORY_EVERY)),
+            Look::Again(pause) => Seen::Fine(pause),
+            Look::Met | Look::Measure => Seen::Fine(SHORTEST_GROUP_LOOK),
+        }
+    }
+
+    /// Makes the kernel choose anyone but the root: within a group, the one with the highest score goes first.
+    fn raise_scores(&self, pids: &[i32]) {
+        let root = self.root.map_or(0, |root| root.pid);
+        for &pid in pids.iter().filter(|&&pid| pid != root) {
+            // Gone, or not ours to raise: the kernel then chooses by size alone.
+            let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
+        }
+    }
+
+    fn list_members(&mut self, pids: Vec<i32>) {
+        let root = self.root.map_or(0, |root| root.pid);
+        let members = members_of_group(&pids, root);
+        if !members.is_empty() {
+            self.remember(members);
+        }
+    }
+
+    /// Keeps the members, and the commands of the largest of them while they can still be asked.
+    fn remember(&mut self, members: Vec<Member>) {
+        let before = std::mem::take(&mut self.largest);
+        self.largest = members
+            .iter()
+            .take(LARGEST)
+            .map(|member| {
+                let known = before.iter().find(|known| known.pid == member.pid).map(|known| known.command.clone());
+                Largest {
+                    pid: member.pid,
+                    command: known.unwrap_or_else(|| {
+                        let line = command_line(member.pid, &member.name);
+                        redact::redact_command(&line, &self.prepared.options.secrets).join(" ")
+                    }),
+                    memory_bytes: member.memory_bytes,
+                    depth: member.depth,
+                }
+            })
+            .collect();
+        for member in &members {
+            if self.pids.len() < PIDS_KEPT && !self.pids.contains(&member.pid) {
+                self.pids.push(member.pid);
+            }
+        }
+        self.members = members;
+    }
+
+    fn push(&mut self, at: Duration, bytes: u64, processes: u64) {
+        self.history.push(Sample {
+            at_ms: at.as_millis() as u64,
+            memory_bytes: bytes,
+            processes: u32::try_from(processes).unwrap_or(u32::MAX),
+        });
+    }
+
+    fn look_at_members(&mut self, watch: Option<&mut Watch>, began: Instant) -> Seen {
+        self.tree.discover();
+        let mut held = self.tree.sample();
+        let at = began.since(self.started);
+        let line = self.prepared.spec.limits.memory.unwrap_or(u64::MAX);
+        if held.lower < line && held.upper >= line {
+            held = self.tree.measure(MEASURE_AT_MOST);
+        }
+        self.push(at, held.upper, u64::from(held.processes));
+        // Who is there is written down when it changed, at leisure: the next plimsoll may have to find them.
+        self.note_members(at);
+        if held.upper >= line / 2 || self.members.is_empty() {
+            let members = self.tree.members();
+            self.remember(members);
+        }
+        if let Some(decision) = self.container_met(held.upper) {
+            return Seen::Met(decision);
+        }
+        let Some(watch) = watch else { return Seen::Fine(HISTORY_EVERY) };
+        // A measurement that could not be completed leaves the upper bound to decide: the line is a promise.
+        if held.upper >= line {
+            let decision = Decision::MemoryLimit { usage: held.upper, limit: line };
+            return self.met(decision);
+        }
+        let container = self.surrounding.as_ref().and_then(|around| around.gauge.usage()).unwrap_or(0);
+        let room_around = self.surrounding.as_ref().map_or(u64::MAX, |around| around.group.limit.saturating_sub(container));
+        // The nearer of the two lines sets the pace.
+        let room = (line - held.upper).min(room_around.max(1));
+        let as_if = watch.line().saturating_sub(room);
+        match watch.look(at, 0, as_if.min(watch.line() - 1), began.elapsed()) {
+            Look::Again(pause) => Seen::Fine(pause),
+            Look::Met | Look::Measure => Seen::Fine(SHORTEST_LOOK),
+        }
+    }
+
+    /// The line is met: by choice the largest below the root goes, else everything.
+    fn met(&mut self, decision: Decision) -> Seen {
+        if self.prepared.spec.on_limit == OnLimit::Tree {
+            return Seen::Met(decision);
+        }
+        let members = self.tree.members();
+        let chosen = victim(members.iter().map(|member| (member.pid, member.depth, member.memory_bytes)));
+        let Some(pid) = chosen else { return Seen::Met(decision) };
+        self.tree.kill(pid);
+        self.victims += 1;
+        // Killing is not freeing: no second victim before the first one's bytes came back.
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(5) {
+            self.tree.sample();
+            let held = self.tree.members().iter().find(|member| member.pid == pid).map_or(0, |member| member.memory_bytes);
+            if held == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Seen::Fine(Duration::ZERO)
+    }
+
+    /// Whether the container around us is about to meet its limit, by this tree's doing: then the tree goes first.
+    fn container_met(&self, held: u64) -> Option<Decision> {
+        let around = self.surrounding.as_ref()?;
+        let limit = around.group.limit;
+        // The kernel's charge runs ahead of ours by what is cached for a CPU; below this much is too late.
+        let margin = (limit / 50).clamp(1 << 20, 16 << 20);
+        let usage = around.gauge.usage()?;
+        if usage < limit - margin {
+            return None;
+        }
+        let usage = around.gauge.working_set()?;
+        // Ending a tree that holds next to nothing would bring nothing back.
+        (usage >= limit - margin && held >= margin).then(|| Decision::MemoryLimitParent {
+            whose: around.group.path.clone(),
+            usage,
+            limit,
+        })
+    }
+
+    fn note_members(&mut self, at: Duration) {
+        let record = &mut self.prepared.record;
+        let same = record.members.len() == self.tree.processes().count()
+            && self.tree.processes().zip(&record.members).all(|(now, then)| reference(now) == *then);
+        let due = self.noted.is_none_or(|noted| at >= noted + NOTE_EVERY);
+        if !same && due {
+            record.members = self.tree.processes().map(reference).collect();
+            self.noted = Some(at);
+            let _ = self.prepared.registration.update(&self.prepared.record);
+        }
+    }
+}
+
+/// Ending.
+impl Keeper<'_> {
+    /// Ends the tree for this reason, leaves nothing behind, and certifies the end. Answers the exit code and what to
+    /// print.
+    pub(crate) fn finish(&mut self, exit: RootExit, decision: Option<Decision>) -> (u8, String) {
+        let dirs = self.prepared.boundary.directories();
+        if !matches!(exit, RootExit::NotStarted { .. }) {
+            let pids = self.prepared.boundary.members();
+            if !pids.is_empty() {
+                self.list_members(pids);
+            }
+        }
+        let ended_at = clock::wall();
+        let runtime = self.started.elapsed();
+        let mut exit = exit;
+        let root = self.root.map(|root| root.pid);
+        let mut reap = || {
+            while let Some((pid, wait)) = spawn::wait_any() {
+                match wait {
+                    Wait::Exited(code) if Some(pid) == root => exit = RootExit::Code(code),
+                    Wait::Signaled(signal) if Some(pid) == root => exit = RootExit::Signal(signal),
+                    _ => {}
+                }
+            }
+        };
+        let mut survivors = teardown::kill_until_empty(&dirs, &mut reap);
+        // Without a group this is the whole tree; with one, whoever moved to another group and is still below us.
+        survivors.extend(self.tree.kill_until_empty(&mut reap));
+        if matches!(self.prepared.boundary, Boundary::Watchdog) && self.front.is_none() {
+            // A keeper was killed: whom init adopted before us is known by the tag alone.
+            survivors.extend(kill_tagged(self.prepared.id.as_str(), &mut reap));
+        }
+
+        let ending = self.ending(exit, decision);
+        let mut judged = verdict(&ending);
+        if self.prepared.spec.on_limit == OnLimit::Tree && judged.killed_inside > 0 && ending.decision.is_none() {
+            // At the line everything goes: a root that was quicker than we, and ended by itself when it saw its child
+            // die, ended of that all the same.
+            judged = verdict(&Ending { exit: RootExit::Signal(Signal::KILL.as_raw()), ..ending.clone() });
+        }
+        let peak_processes = self.prepared.boundary.peak_processes();
+        let removed = self.prepared.boundary.remove();
+        let certificate = self.certificate(&ending, &judged, ended_at, runtime, peak_processes, survivors.len());
+        let mut text = String::new();
+        let mut complain = |what: String| text.push_str(&format!("plimsoll: warning: {what}\n"));
+        if let Err(error) = removed {
+            complain(format!("a group is left behind: {error}; the next plimsoll tries again"));
+        } else {
+            let _ = self.forget();
+        }
+        if let Err(error) = self.store(&certificate) {
+            complain(format!("the certificate is not stored: {error}"));
+        }
+        if let Some(mut report) = self.prepared.report.take() {
+            let written = serde_json::to_vec_pretty(&certificate)
+                .map_err(std::io::Error::from)
+                .and_then(|json| report.write_all(&json).and_then(|()| report.write_all(b"\n")));
+            if let Err(error) = written {
+                complain(format!("the report is not written: {error}"));
+            }
+        }
+        if !self.prepared.options.quiet {
+            text.push_str(&(self.prepared.options.render)(&certificate));
+        }
+        (self.exit_code(&certificate), text)
+    }
+
+    fn forget(&self) -> std::io::Result<()> {
+        std::fs::remove_file(self.prepared.registration.path())
+    }
+
+    fn store(&self, certificate: &Certificate) -> Result<(), plimsoll_store::CertificateError> {
+        CertificateStore::open(self.prepared.options.state_dir)?.insert(certificate)
+    }
+
+    fn ending(&mut self, exit: RootExit, decision: Option<Decision>) -> Ending {
+        let mut unreadable = Vec::new();
+        let own = match self.prepared.boundary.counters() {
+            Ok(own) => own,
+            Err(error) => {
+                unreadable.push(error.to_string());
+                None
+            }
+        };
+        let mut ancestors = self.prepared.boundary.ancestors();
+        if let Some(around) = &self.surrounding
+            && let (Some(before), Some(after)) = (&around.before, around.gauge.counters())
+            && !ancestors.iter().any(|group| group.path == after.path)
+        {
+            ancestors.push(surroundings::since(before, &after));
+        }
+        let host_oom_kill = self
+            .prepared
+            .host_oom_kills
+            .zip(host_oom_kills())
+            .map(|(before, after)| Delta { before, after });
+        // The log is read only when there is a death to explain: it may be long, and a clean end has no line in it.
+        let clean = matches!(exit, RootExit::Code(0) | RootExit::NotStarted { .. })
+            && host_oom_kill.is_some_and(|kills| kills.moved() == 0);
+        let kmsg = match &mut self.prepared.kmsg {
+            Some(_) if clean => Some(Vec::new()),
+            Some(kmsg) => {
+                let kills = kmsg.oom_kills();
+                if kmsg.has_lost_records() {
+                    unreadable.push("/dev/kmsg: records were overwritten before they were read".into());
+                }
+                (!kmsg.has_lost_records() || !kills.is_empty()).then_some(kills)
+            }
+            None => {
+                unreadable.push("/dev/kmsg".into());
+                None
+            }
+        };
+        if host_oom_kill.is_none() {
+            unreadable.push("/proc/vmstat".into());
+        }
+        Ending { exit, decision, own, ancestors, kmsg, host_oom_kill, pids: self.pids.clone(), unreadable }
+    }
+
+    fn certificate(
+        &self,
+        ending: &Ending,
+        judged: &Verdict,
+        ended_at: jiff::Timestamp,
+        runtime: Duration,
+        peak_processes: Option<u64>,
+        survivors: usize,
+    ) -> Certificate {
+        let spec = self.prepared.spec;
+        let peak = ending.own.as_ref().and_then(|own| own.peak).unwrap_or(0).max(self.history.peak_bytes());
+        let (code, signal) = match ending.exit {
+            RootExit::Code(code) => (Some(code), None),
+            RootExit::Signal(signal) => (None, Some(signal)),
+            RootExit::NotStarted { .. } | RootExit::Unknown => (None, None),
+        };
+        let seen = u64::from(self.history.peak_processes());
+        let mut certificate = Certificate {
+            schema: SCHEMA.to_owned(),
+            id: self.prepared.id,
+            name: spec.name.clone(),
+            command: self.prepared.options.redacted.clone(),
+            boundary: self.prepared.boundary.kind(),
+            started_at: self.prepared.record.started_at,
+            ended_at,
+            runtime_ms: runtime.as_millis() as u64,
+            exit: Exit { code, signal },
+            cause: judged.cause,
+            confidence: judged.confidence,
+            evidence: judged.evidence.clone(),
+            memory: Memory {
+                limit_bytes: spec.limits.memory,
+                peak_bytes: peak,
+                swap_limit_bytes: swap_limit(spec),
+                growth_bytes_per_s: self.history.growth(),
+                largest: self.largest.clone(),
+                last_minute: self.history.last_minute(),
+            },
+            tree: TreeFacts {
+                peak_processes: u32::try_from(peak_processes.unwrap_or(0).max(seen)).unwrap_or(u32::MAX),
+                killed_inside: judged.killed_inside + self.victims,
+                survivors: u32::try_from(survivors).unwrap_or(u32::MAX),
+            },
+            advice: String::new(),
+        };
+        certificate.advice = advice::advice(&certificate, ending);
+        certificate
+    }
+
+    fn exit_code(&self, certificate: &Certificate) -> u8 {
+        let own = || match (certificate.exit.code, certificate.exit.signal) {
+            (Some(code), _) => code as u8,
+            (None, Some(signal)) => 128u8.saturating_add(signal as u8),
+            (None, None) => 125,
+        };
+        match certificate.cause {
+            Cause::Timeout | Cause::IdleTimeout => 124,
+            Cause::StartFailed => {
+                let missing = certificate.evidence.iter().any(|e| e.detail.contains("ENOENT"));
+                if missing { 127 } else { 126 }
+            }
+            Cause::MemoryLimit | Cause::MemoryLimitParent | Cause::HostOom
+                if self.prepared.spec.on_limit == OnLimit::Tree =>
+            {
+                137
+            }
+            _ => own(),
+        }
+    }
+}
+
+/// Kills all that carry this run's tag, wherever they are now.
+pub(crate) fn kill_tagged(id: &str, mut reap: impl FnMut()) -> Vec<i32> {
+    let line = format!("{TAG}={id}");
+    let began = Instant::now();
+    loop {
+        let left: Vec<Process> = tagged(&line).into_iter().filter(|process| process.is_alive()).collect();
+        if left.is_empty() {
+            return Vec::new();
+        }
+        if began.elapsed() > Duration::from_secs(10) {
+            return left.iter().map(|process| process.pid).collect();
+        }
+        for process in left {
+            plimsoll_kernel::tree::kill_process(process);
+        }
+        reap();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What a wait ended for.
+#[derive(Default)]
+struct Ready {
+    front: bool,
+    child: bool,
+    oom: bool,
+    half: bool,
+}
+
+/// What a look saw.
+enum Seen {
+    Fine(Duration),
+    Met(Decision),
+}
+
+fn reference(process: Process) -> ProcessRef {
+    ProcessRef { pid: process.pid, start_ticks: process.start_ticks }
+}
+
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
