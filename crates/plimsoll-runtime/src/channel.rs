@@ -89,10 +89,9 @@ fn decode(bytes: &[u8]) -> Option<Message> {
     match bytes.first()? {
         b's' => Some(Message::Signal { signal: number(2)?, sender: number(6)?, seen: bytes.get(1) == Some(&1) }),
         b't' => Some(Message::Stopped { root: number(1)? }),
-        b'o' => Some(Message::Over {
-            code: *bytes.get(1)?,
-            text: String::from_utf8_lossy(bytes.get(2..)?).into_owned(),
-        }),
+        b'o' => {
+            Some(Message::Over { code: *bytes.get(1)?, text: String::from_utf8_lossy(bytes.get(2..)?).into_owned() })
+        }
         _ => None,
     }
 }

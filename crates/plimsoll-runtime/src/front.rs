@@ -97,7 +97,8 @@ pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<En
     let (now, wall) = (clock::Instant::now(), clock::wall());
     let mut random = [0; 4];
     let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
-    let id = RunId::new(wall.as_millisecond().unsigned_abs(), u32::from_ne_bytes(random) ^ now.since_boot().subsec_nanos());
+    let id =
+        RunId::new(wall.as_millisecond().unsigned_abs(), u32::from_ne_bytes(random) ^ now.since_boot().subsec_nanos());
     let (groups, parents) = boundary::planned(found, id.as_str(), &spec.limits);
     let record = RunningTree {
         name: spec.name.clone(),

@@ -356,7 +356,8 @@ impl<'a> Keeper<'a> {
             }
             Some(_) => None,
             None => {
-                let reason = format!("plimsoll (pid {}) was killed, and the tree was ended with it", self.prepared.front);
+                let reason =
+                    format!("plimsoll (pid {}) was killed, and the tree was ended with it", self.prepared.front);
                 self.front = None;
                 Some(Finish { exit: RootExit::Unknown, decision: Some(Decision::Stopped(reason)) })
             }
@@ -516,7 +517,8 @@ impl<'a> Keeper<'a> {
             return self.met(decision);
         }
         let container = self.surrounding.as_ref().and_then(|around| around.gauge.usage()).unwrap_or(0);
-        let room_around = self.surrounding.as_ref().map_or(u64::MAX, |around| around.group.limit.saturating_sub(container));
+        let room_around =
+            self.surrounding.as_ref().map_or(u64::MAX, |around| around.group.limit.saturating_sub(container));
         // The nearer of the two lines sets the pace.
         let room = (line - held.upper).min(room_around.max(1));
         let as_if = watch.line().saturating_sub(room);
@@ -540,7 +542,8 @@ impl<'a> Keeper<'a> {
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(5) {
             self.tree.sample();
-            let held = self.tree.members().iter().find(|member| member.pid == pid).map_or(0, |member| member.memory_bytes);
+            let held =
+                self.tree.members().iter().find(|member| member.pid == pid).map_or(0, |member| member.memory_bytes);
             if held == 0 {
                 break;
             }
@@ -672,11 +675,8 @@ impl Keeper<'_> {
         {
             ancestors.push(surroundings::since(before, &after));
         }
-        let host_oom_kill = self
-            .prepared
-            .host_oom_kills
-            .zip(host_oom_kills())
-            .map(|(before, after)| Delta { before, after });
+        let host_oom_kill =
+            self.prepared.host_oom_kills.zip(host_oom_kills()).map(|(before, after)| Delta { before, after });
         // The log is read only when there is a death to explain: it may be long, and a clean end has no line in it.
         let clean = matches!(exit, RootExit::Code(0) | RootExit::NotStarted { .. })
             && host_oom_kill.is_some_and(|kills| kills.moved() == 0);

@@ -36,12 +36,14 @@ pub fn sweep(runtime_dir: &Path, state_dir: &Path) -> Result<Vec<Swept>, Registr
         let id = leftover.id;
         let this_boot = leftover.is_of_boot(&boot_id());
         let record = leftover.tree.clone();
-        let mut one = Swept { name: record.as_ref().map_or_else(|| id.to_string(), |r| r.name.clone()), ended: 0, trouble: None };
+        let mut one =
+            Swept { name: record.as_ref().map_or_else(|| id.to_string(), |r| r.name.clone()), ended: 0, trouble: None };
         if this_boot {
             one.ended = end(id.as_str(), record.as_ref(), &mut one.trouble);
         }
         if let Some(record) = record {
-            let stored = CertificateStore::open(state_dir).and_then(|mut store| store.insert(&certify(&record, one.ended)));
+            let stored =
+                CertificateStore::open(state_dir).and_then(|mut store| store.insert(&certify(&record, one.ended)));
             if let Err(error) = stored {
                 one.trouble.get_or_insert(format!("the certificate is not stored: {error}"));
             }
@@ -121,7 +123,8 @@ fn certify(record: &RunningTree, ended: usize) -> Certificate {
             last_minute: Vec::new(),
         },
         tree: Tree { peak_processes: u32::try_from(record.members.len()).unwrap_or(0), killed_inside: 0, survivors: 0 },
-        advice: "Find out who killed plimsoll itself (the kernel's log names OOM kills); the tree could not outlive it."
-            .into(),
+        advice:
+            "Find out who killed plimsoll itself (the kernel's log names OOM kills); the tree could not outlive it."
+                .into(),
     }
 }
