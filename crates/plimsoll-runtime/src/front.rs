@@ -110,7 +110,10 @@ pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<En
         swap_limit_bytes: swap_limit(spec),
         groups,
         parents,
-        ..RunningTree::new(id)
+        schema: plimsoll_store::registry::SCHEMA.to_owned(),
+        id,
+        root: None,
+        members: Vec::new(),
     };
     // Known before it exists: whatever happens to us from here on, the next plimsoll finds it.
     let registration = Registration::register(options.runtime_dir, &record)?;
@@ -122,7 +125,7 @@ pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<En
         }
     };
     let (front_end, keeper_end) = pair()?;
-    let terminal = std::fs::File::open("/dev/tty").is_ok();
+    let terminal = File::open("/dev/tty").is_ok();
     let prepared = Prepared {
         id,
         spec,
@@ -225,7 +228,7 @@ fn in_our_group(pid: i32) -> bool {
 
 /// A root that was stopped at the terminal stops our job with it, so that the shell gets its prompt back.
 fn stop_with(root: i32) {
-    let foreground = std::fs::File::open("/dev/tty")
+    let foreground = File::open("/dev/tty")
         .ok()
         .and_then(|tty| rustix::termios::tcgetpgrp(&tty).ok())
         .is_some_and(|group| group == rustix::process::getpgrp());

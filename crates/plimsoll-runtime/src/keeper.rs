@@ -8,7 +8,7 @@
 //! ([`Keeper::finish`]) whatever the reason, also when the front inherits a tree whose keeper was killed.
 
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use plimsoll_core::history::History;
@@ -417,7 +417,7 @@ impl<'a> Keeper<'a> {
         let at = began.since(self.started);
         self.push(at, usage, processes);
         let Some(watch) = watch else {
-            if self.members.is_empty() || at.as_secs() % 5 == 0 {
+            if self.members.is_empty() || at.as_secs().is_multiple_of(5) {
                 self.list_members(self.prepared.boundary.members());
             }
             return Seen::Fine(HISTORY_EVERY);
