@@ -21,7 +21,7 @@ const USAGE: &str = "usage: cargo xtask VERB
   soak [FAMILY…]     the same with whole counts
   guest -- COMMAND   a command on a kernel of its own: --mode v2|v2-swap|v1|hybrid, --memory MIB
   docker -- COMMAND  a command in an ordinary container with a memory limit of its own
-  packages           what tests and benchmarks need from Debian, and why";
+  packages           what tests and benchmarks need from Debian, and why; --install gets it";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         "soak" => test::main(test::Extent::Whole, rest),
         "guest" => guest::main(rest),
         "docker" => docker::main(rest),
-        "packages" => packages::main(),
+        "packages" => packages::main(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -42,7 +42,7 @@ pub(crate) const BENCHMARKS: &[Package] = &[
     package(
         "python3-psutil",
         "/usr/lib/python3/dist-packages/psutil/__init__.py",
-        "the established way to sample processes from Python",
+        "the established way to sample processes, from /usr/bin/python3",
     ),
 ];
 
@@ -117,12 +117,25 @@ fn apt_get() -> std::process::Command {
     apt
 }
 
-/// `cargo xtask packages`.
-#[expect(clippy::unnecessary_wraps, reason = "every verb answers the same")]
-pub(crate) fn main() -> Result<std::process::ExitCode, Failure> {
-    for package in TESTS.iter().chain(BENCHMARKS) {
-        let state = if package.is_here() { "here" } else { "missing" };
-        println!("{:<18}{state:<9}{}", package.name, package.reason);
+/// `cargo xtask packages [--install]`: what is needed, and why; or gets it.
+pub(crate) fn main(args: &[String]) -> Result<std::process::ExitCode, Failure> {
+    match args {
+        [] => {
+            for package in TESTS.iter().chain(BENCHMARKS) {
+                let state = if package.is_here() { "here" } else { "missing" };
+                println!("{:<18}{state:<9}{}", package.name, package.reason);
+            }
+        }
+        [install] if install == "--install" => {
+            install_all(TESTS)?;
+            install_all(BENCHMARKS)?;
+        }
+        _ => return Err(Failure("usage: cargo xtask packages [--install]".to_owned())),
     }
     Ok(std::process::ExitCode::SUCCESS)
+}
+
+fn install_all(packages: &[Package]) -> Result<(), Failure> {
+    can_install()?;
+    install(packages)
 }

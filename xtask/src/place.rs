@@ -8,9 +8,6 @@ use crate::exec::{Ended, Failure, command, stream, which};
 use crate::guest::{self, Boot, Mode};
 use crate::workspace::Binaries;
 
-/// Nothing here should take this long; what does hangs.
-const DEADLINE: Duration = Duration::from_secs(90 * 60);
-
 /// The user and group that own nothing.
 const NOBODY: u32 = 65534;
 
@@ -51,11 +48,13 @@ impl Place {
     }
 }
 
-/// Runs the test kit with `arguments` in `place`, a line of its output at a time.
+/// Runs the test kit with `arguments` in `place` until `deadline` from now, a line of its output at a time.
 pub(crate) fn run(
     place: Place,
     binaries: &Binaries,
     arguments: &[String],
+    memory_mib: u32,
+    deadline: Duration,
     on_line: impl FnMut(&str),
 ) -> Result<Ended, Failure> {
     let testkit =
@@ -63,19 +62,19 @@ pub(crate) fn run(
     match place {
         Place::Machine => {
             let folder = Folder::make(binaries)?;
-            stream(folder.testkit(None, arguments), DEADLINE, on_line)
+            stream(folder.testkit(None, arguments), deadline, on_line)
         }
         Place::Unprivileged => {
             let folder = Folder::make(binaries)?;
             let user = rustix::process::geteuid().is_root().then_some(NOBODY);
-            stream(folder.testkit(user, arguments), DEADLINE, on_line)
+            stream(folder.testkit(user, arguments), deadline, on_line)
         }
         Place::Container => {
             let engine = Engine::start(binaries)?;
-            stream(engine.run(&testkit()), DEADLINE, on_line)
+            stream(engine.run(&testkit()), deadline, on_line)
         }
         Place::Guest(mode) => {
-            let boot = Boot { mode, memory_mib: 1024, command: &testkit(), deadline: DEADLINE };
+            let boot = Boot { mode, memory_mib, command: &testkit(), deadline };
             guest::run(binaries, &boot, on_line)
         }
     }

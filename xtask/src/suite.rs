@@ -35,4 +35,13 @@ impl Suite {
         };
         words.iter().map(|&word| word.to_owned()).collect()
     }
+
+    /// The memory of the guest that it runs in, in MiB.
+    pub(crate) fn guest_memory_mib(self) -> u32 {
+        match self {
+            // All of it is filled again and again, slowly where the guest is emulated.
+            Self::HostOom => 512,
+            Self::Conform | Self::Verdicts | Self::Survivors => 1024,
+        }
+    }
 }
