@@ -13,7 +13,8 @@ use crate::exec::{Ended, Failure, command, stream, succeed, which};
 use crate::packages;
 use crate::workspace::{self, Binaries};
 
-const USAGE: &str = "usage: cargo xtask guest [--mode v2|v2-swap|v1|hybrid] [--memory MIB] -- COMMAND [ARG…]";
+const USAGE: &str =
+    "usage: cargo xtask guest [--mode v2|v2-swap|v2-delegated|v1|hybrid] [--memory MIB] -- COMMAND [ARG…]";
 
 /// What the guest tells its command's exit code with. Nothing else in the guest prints it.
 const MARKER: &str = "plimsoll-guest-exit:";
@@ -25,6 +26,8 @@ pub(crate) enum Mode {
     V2,
     /// The same, with swap (compressed memory) turned on.
     V2Swap,
+    /// Version 2, as an ordinary user to whom a group has been given, which `PLIMSOLL_CGROUP_PARENT` names.
+    V2Delegated,
     /// Version 1 alone: no v2 mount, so no `cgroup.kill`.
     V1,
     /// Version 1 controllers and an otherwise empty v2 mount at `unified`.
@@ -36,6 +39,7 @@ impl Mode {
         match self {
             Self::V2 => "v2",
             Self::V2Swap => "v2-swap",
+            Self::V2Delegated => "v2-delegated",
             Self::V1 => "v1",
             Self::Hybrid => "hybrid",
         }
@@ -44,37 +48,46 @@ impl Mode {
     /// The name of the boundary that plimsoll finds there.
     pub(crate) fn boundary(self) -> &'static str {
         match self {
-            Self::V2 | Self::V2Swap => "cgroup2",
+            Self::V2 | Self::V2Swap | Self::V2Delegated => "cgroup2",
             Self::V1 | Self::Hybrid => "cgroup1",
         }
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [Self::V2, Self::V2Swap, Self::V1, Self::Hybrid].into_iter().find(|mode| mode.name() == name)
+        [Self::V2, Self::V2Swap, Self::V2Delegated, Self::V1, Self::Hybrid].into_iter().find(|mode| mode.name() == name)
     }
 
     /// The lines of `/init` that mount the cgroups.
-    fn mounts(self) -> &'static str {
+    fn mounts(self) -> String {
         const V2: &str = "mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
             for c in $(cat /sys/fs/cgroup/cgroup.controllers); do echo +$c >/sys/fs/cgroup/cgroup.subtree_control; done\n";
-        const V2_SWAP: &str = concat!(
-            "mount -t cgroup2 cgroup2 /sys/fs/cgroup\n",
-            "for c in $(cat /sys/fs/cgroup/cgroup.controllers); do echo +$c >/sys/fs/cgroup/cgroup.subtree_control; done\n",
-            "for m in lzo-rle zsmalloc zram; do insmod /modules/$m.ko || echo \"guest: no module $m\"; done\n",
-            "echo 512M >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0 || echo 'guest: no swap'\n",
-        );
+        const SWAP: &str = "for m in lzo-rle zsmalloc zram; do insmod /modules/$m.ko || echo \"guest: no module $m\"; done\n\
+            echo 512M >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0 || echo 'guest: no swap'\n";
+        // The user's own processes need a group of theirs beside those that are made.
+        const DELEGATED: &str = "cd /sys/fs/cgroup; mkdir -p delegated/session\n\
+            chown nobody:nogroup delegated delegated/cgroup.procs delegated/cgroup.subtree_control delegated/cgroup.threads\n";
         const V1: &str = "mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup\n\
             for c in memory pids cpu cpuacct cpuset freezer devices blkio; do\n\
             mkdir /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c; done\n";
-        const HYBRID: &str = "mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup\n\
-            for c in memory pids cpu cpuacct cpuset freezer devices blkio; do\n\
-            mkdir /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c; done\n\
-            mkdir /sys/fs/cgroup/unified; mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified\n";
+        const UNIFIED: &str = "mkdir /sys/fs/cgroup/unified; mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified\n";
         match self {
-            Self::V2 => V2,
-            Self::V2Swap => V2_SWAP,
-            Self::V1 => V1,
-            Self::Hybrid => HYBRID,
+            Self::V2 => V2.to_owned(),
+            Self::V2Swap => format!("{V2}{SWAP}"),
+            Self::V2Delegated => format!("{V2}{DELEGATED}"),
+            Self::V1 => V1.to_owned(),
+            Self::Hybrid => format!("{V1}{UNIFIED}"),
+        }
+    }
+
+    /// The line of `/init` that runs the command.
+    fn start(self) -> &'static str {
+        match self {
+            Self::V2Delegated => {
+                "cd /home; export PLIMSOLL_CGROUP_PARENT=/delegated XDG_STATE_HOME=/home/state XDG_RUNTIME_DIR=/home/run\n\
+                 sh -c 'echo $$ >/sys/fs/cgroup/delegated/session/cgroup.procs; exec su -s /bin/sh nobody -c \"sh /command\"' \
+                 </dev/null\n"
+            }
+            Self::V2 | Self::V2Swap | Self::V1 | Self::Hybrid => "cd /root; sh /command </dev/null\n",
         }
     }
 }
@@ -262,7 +275,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 /// The guest's root.
 fn root(binaries: &Binaries, kernel: &Kernel, boot: &Boot<'_>) -> Result<Vec<u8>, Failure> {
     let mut archive = Archive::default();
-    for folder in ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp", "var", "var/lib"] {
+    for folder in ["bin", "dev", "etc", "home", "modules", "proc", "root", "run", "sys", "tmp", "var", "var/lib"] {
         archive.folder(folder);
     }
     archive.character_device("dev/console", 5, 1);
@@ -270,7 +283,7 @@ fn root(binaries: &Binaries, kernel: &Kernel, boot: &Boot<'_>) -> Result<Vec<u8>
     archive.program_from("bin/plimsoll", &binaries.plimsoll)?;
     archive.program_from("bin/plimsoll-testkit", &binaries.testkit)?;
     archive.symlink("usr", "."); // what names /usr/bin finds it
-    archive.program("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n");
+    archive.program("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/sh\n");
     archive.program("etc/group", b"root:x:0:\nnogroup:x:65534:\n");
     if boot.mode == Mode::V2Swap {
         for (module, path) in [
@@ -292,12 +305,13 @@ fn root(binaries: &Binaries, kernel: &Kernel, boot: &Boot<'_>) -> Result<Vec<u8>
          mount -t devtmpfs dev /dev\n\
          mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm\n\
          ln -sf /proc/self/fd /dev/fd; ln -sf pts/ptmx /dev/ptmx; chmod 666 /dev/pts/ptmx\n\
-         mount -t tmpfs tmp /tmp; chmod 1777 /tmp; mount -t tmpfs -o mode=755 run /run\n\
+         mount -t tmpfs tmp /tmp; chmod 1777 /tmp; mount -t tmpfs -o mode=755 run /run; chmod 777 /home\n\
          {}\
-         cd /root; sh /command </dev/null; code=$?\n\
-         echo; echo {MARKER}$code\n\
+         {}\
+         code=$?; echo; echo {MARKER}$code\n\
          poweroff -f\n",
-        boot.mode.mounts()
+        boot.mode.mounts(),
+        boot.mode.start(),
     );
     archive.program("init", init.as_bytes());
     Ok(archive.finish())

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: cargo xtask VERB
   test [FAMILY…]     all tests, or those families whose names begin so; --list names them
   soak [FAMILY…]     the same with whole counts
-  guest -- COMMAND   a command on a kernel of its own: --mode v2|v2-swap|v1|hybrid, --memory MIB
+  guest -- COMMAND   a command on a kernel of its own: --mode v2|v2-swap|v2-delegated|v1|hybrid, --memory MIB
   docker -- COMMAND  a command in an ordinary container with a memory limit of its own
   packages           what tests and benchmarks need from Debian, and why; --install gets it";
 
