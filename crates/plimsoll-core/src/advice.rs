@@ -7,6 +7,9 @@ use plimsoll_model::{Cause, Certificate, duration};
 
 use crate::verdict::{crash_name, errno_words};
 
+/// The smallest line that `run` takes.
+const SMALLEST: u64 = 6 << 20;
+
 /// A tree that grows by more than this share of its line in a second did not level off.
 const STEADY_SHARE: u64 = 50;
 
@@ -23,7 +26,7 @@ pub fn advice(certificate: &Certificate, ending: &Ending) -> String {
         ),
         Cause::Exited => match memory.limit_bytes {
             Some(limit) if memory.peak_bytes > 0 && memory.peak_bytes * 4 < limit => {
-                let enough = round_up(memory.peak_bytes * 2);
+                let enough = round_up((memory.peak_bytes * 2).max(SMALLEST));
                 format!("It never held more than {} of its {}: --memory {} would do.", Human(memory.peak_bytes), Human(limit), option(enough))
             }
             _ => "Nothing to do.".into(),

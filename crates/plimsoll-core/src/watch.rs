@@ -14,8 +14,11 @@ pub const BURST_PER_CORE: u64 = 2 << 30;
 /// Longest time between two looks.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// At most this share of a core is spent on looking: one part in twenty.
-const COST_SHARE: u32 = 20;
+/// At most this share of a core is spent on looking, close to the line: one part in five. Far from it looks are rare.
+const COST_SHARE: u32 = 5;
+
+/// What a look costs is the least of so many: the others were kept from running, which is no reason to look less.
+const COSTS: usize = 8;
 
 /// What a look means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,13 +41,23 @@ pub struct Watch {
     last: Option<(Duration, u64)>,
     /// Bytes a second, the fastest lately: falls by half with each look that sees less.
     growth: u64,
+    costs: [Duration; COSTS],
+    looks: usize,
 }
 
 impl Watch {
     /// Watches a line in bytes on a machine with so many cores, never looking more often than `shortest`.
     #[must_use]
     pub fn new(line: u64, cores: u32, shortest: Duration) -> Self {
-        Self { line, burst: BURST_PER_CORE.saturating_mul(u64::from(cores.max(1))), shortest, last: None, growth: 0 }
+        Self {
+            line,
+            burst: BURST_PER_CORE.saturating_mul(u64::from(cores.max(1))),
+            shortest,
+            last: None,
+            growth: 0,
+            costs: [Duration::ZERO; COSTS],
+            looks: 0,
+        }
     }
 
     /// The line, bytes.
@@ -70,6 +83,9 @@ impl Watch {
         let headroom = self.line - upper;
         let rate = self.burst.max(self.growth);
         let until_line = Duration::from_nanos((u128::from(headroom) * 1_000_000_000 / u128::from(rate)) as u64);
+        self.costs[self.looks % COSTS] = cost;
+        self.looks += 1;
+        let cost = self.costs.iter().min().copied().unwrap_or(cost);
         let affordable = cost.saturating_mul(COST_SHARE);
         Look::Again(until_line.max(affordable).max(self.shortest).min(LONGEST))
     }

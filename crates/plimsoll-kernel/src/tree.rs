@@ -307,6 +307,15 @@ impl Tree {
         }
     }
 
+    /// Sends SIGKILL to all members that are known now, the largest first.
+    pub fn kill_known(&self) {
+        let mut known: Vec<&State> = self.members.values().collect();
+        known.sort_unstable_by_key(|state| std::cmp::Reverse(state.rss));
+        for state in known {
+            kill_process(state.process);
+        }
+    }
+
     /// Kills all members, and those being forked meanwhile, until nobody is left; `reap` waits for the dead that are
     /// this process's children. Answers who is left after half a minute: nobody, or a dead disk's.
     pub fn kill_until_empty(&mut self, mut reap: impl FnMut()) -> Vec<i32> {
@@ -384,19 +393,14 @@ pub fn members_of_group(pids: &[i32], root: i32) -> Vec<Member> {
     members
 }
 
-/// A process's command line, arguments separated; its short name in brackets when it has none.
+/// A process's command line, arguments separated, at most 4 KiB of it; `None` when it has none (any more).
 #[must_use]
-pub fn command_line(pid: i32, name: &str) -> Vec<String> {
+pub fn command_line(pid: i32) -> Option<Vec<String>> {
     let mut text = Vec::new();
-    // An ended process has none, and it may be long: 4 KiB say enough.
-    if read_all_of(pid, "cmdline", &mut text).is_err() || text.is_empty() {
-        return vec![format!("[{name}]")];
-    }
+    read_all_of(pid, "cmdline", &mut text).ok().filter(|()| !text.is_empty())?;
     text.truncate(4096);
-    text.split(|&byte| byte == 0)
-        .filter(|part| !part.is_empty())
-        .map(|part| String::from_utf8_lossy(part).into_owned())
-        .collect()
+    let parts = text.split(|&byte| byte == 0).filter(|part| !part.is_empty());
+    Some(parts.map(|part| String::from_utf8_lossy(part).into_owned()).collect())
 }
 
 /// Everyone whose environment at exec had this line, us and those that cannot be read excepted.

@@ -45,6 +45,9 @@ const SHORTEST_GROUP_LOOK: Duration = Duration::from_millis(5);
 /// The registry learns of new members at most so often.
 const NOTE_EVERY: Duration = Duration::from_secs(1);
 
+/// Members are listed for the certificate at most so often: who is large changes slowly, and looks are many.
+const LIST_EVERY: Duration = Duration::from_millis(100);
+
 /// Members whose commands go into the certificate.
 const LARGEST: usize = 5;
 
@@ -75,6 +78,8 @@ pub(crate) struct Keeper<'a> {
     victims: u64,
     /// When the members were last written into the registry, since the start.
     noted: Option<Duration>,
+    /// When the members were last listed, since the start.
+    listed: Option<Duration>,
 }
 
 /// The container around us, whose limit ends us all.
@@ -119,6 +124,7 @@ impl<'a> Keeper<'a> {
             surrounding,
             victims: 0,
             noted: None,
+            listed: None,
         }
     }
 
@@ -464,16 +470,13 @@ impl<'a> Keeper<'a> {
             .iter()
             .take(LARGEST)
             .map(|member| {
+                // A process that is ending has no command line any more; what it had is kept.
                 let known = before.iter().find(|known| known.pid == member.pid).map(|known| known.command.clone());
-                Largest {
-                    pid: member.pid,
-                    command: known.unwrap_or_else(|| {
-                        let line = command_line(member.pid, &member.name);
-                        redact::redact_command(&line, &self.prepared.options.secrets).join(" ")
-                    }),
-                    memory_bytes: member.memory_bytes,
-                    depth: member.depth,
-                }
+                let command = command_line(member.pid)
+                    .map(|line| redact::redact_command(&line, &self.prepared.options.secrets).join(" "))
+                    .or(known)
+                    .unwrap_or_else(|| format!("[{}]", member.name));
+                Largest { pid: member.pid, command, memory_bytes: member.memory_bytes, depth: member.depth }
             })
             .collect();
         for member in &members {
@@ -501,28 +504,29 @@ impl<'a> Keeper<'a> {
             held = self.tree.measure(MEASURE_AT_MOST);
         }
         self.push(at, held.upper, u64::from(held.processes));
-        // Who is there is written down when it changed, at leisure: the next plimsoll may have to find them.
-        self.note_members(at);
-        if held.upper >= line / 2 || self.members.is_empty() {
-            let members = self.tree.members();
-            self.remember(members);
-        }
-        if let Some(decision) = self.container_met(held.upper) {
-            return Seen::Met(decision);
-        }
-        let Some(watch) = watch else { return Seen::Fine(HISTORY_EVERY) };
         // A measurement that could not be completed leaves the upper bound to decide: the line is a promise.
         if held.upper >= line {
-            let decision = Decision::MemoryLimit { usage: held.upper, limit: line };
-            return self.met(decision);
+            return self.met(Decision::MemoryLimit { usage: held.upper, limit: line });
         }
+        if let Some(decision) = self.container_met(held.upper) {
+            return self.end_at_once(decision);
+        }
+        let cost = began.elapsed();
+        // Who is there is written down when it changed, at leisure: the next plimsoll may have to find them.
+        self.note_members(at);
+        if (held.upper >= line / 2 || self.members.is_empty()) && self.listed.is_none_or(|then| at >= then + LIST_EVERY)
+        {
+            self.listed = Some(at);
+            self.remember(self.tree.members());
+        }
+        let Some(watch) = watch else { return Seen::Fine(HISTORY_EVERY) };
         let container = self.surrounding.as_ref().and_then(|around| around.gauge.usage()).unwrap_or(0);
         let room_around =
             self.surrounding.as_ref().map_or(u64::MAX, |around| around.group.limit.saturating_sub(container));
         // The nearer of the two lines sets the pace.
         let room = (line - held.upper).min(room_around.max(1));
         let as_if = watch.line().saturating_sub(room);
-        match watch.look(at, 0, as_if.min(watch.line() - 1), began.elapsed()) {
+        match watch.look(at, 0, as_if.min(watch.line() - 1), cost) {
             Look::Again(pause) => Seen::Fine(pause),
             Look::Met | Look::Measure => Seen::Fine(SHORTEST_LOOK),
         }
@@ -531,12 +535,13 @@ impl<'a> Keeper<'a> {
     /// The line is met: by choice the largest below the root goes, else everything.
     fn met(&mut self, decision: Decision) -> Seen {
         if self.prepared.spec.on_limit == OnLimit::Tree {
-            return Seen::Met(decision);
+            return self.end_at_once(decision);
         }
         let members = self.tree.members();
         let chosen = victim(members.iter().map(|member| (member.pid, member.depth, member.memory_bytes)));
-        let Some(pid) = chosen else { return Seen::Met(decision) };
+        let Some(pid) = chosen else { return self.end_at_once(decision) };
         self.tree.kill(pid);
+        self.remember(members);
         self.victims += 1;
         // Killing is not freeing: no second victim before the first one's bytes came back.
         let began = Instant::now();
@@ -550,6 +555,13 @@ impl<'a> Keeper<'a> {
             std::thread::sleep(Duration::from_micros(200));
         }
         Seen::Fine(Duration::ZERO)
+    }
+
+    /// The signal first, the book-keeping after it: what runs away does so by megabytes a millisecond.
+    fn end_at_once(&mut self, decision: Decision) -> Seen {
+        self.tree.kill_known();
+        self.remember(self.tree.members());
+        Seen::Met(decision)
     }
 
     /// Whether the container around us is about to meet its limit, by this tree's doing: then the tree goes first.
