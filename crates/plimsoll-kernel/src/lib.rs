@@ -13,6 +13,7 @@ pub mod clock;
 pub mod host;
 pub mod kmsg;
 pub mod procfs;
+pub mod pty;
 pub mod signal;
 pub mod spawn;
 pub mod tree;

@@ -17,6 +17,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::channel::{End, Message, pair};
 use crate::keeper::Keeper;
+use crate::log::RotatingLog;
+use crate::relay::Plan;
 
 /// What `run` needs beside the spec.
 pub struct RunOptions<'a> {
@@ -54,6 +56,14 @@ pub enum RunError {
     /// The run could not be registered.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The log cannot be written.
+    #[error("cannot write the log {}: {source}", path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: std::io::Error,
+    },
     /// The report cannot be written.
     #[error("cannot write the report {}: {source}", path.display())]
     Report {
@@ -76,6 +86,7 @@ pub(crate) struct Prepared<'a> {
     pub(crate) kmsg: Option<Kmsg>,
     pub(crate) host_oom_kills: Option<u64>,
     pub(crate) report: Option<File>,
+    pub(crate) output: Option<Plan>,
     pub(crate) mask: SignalSet,
     pub(crate) job: Job,
     pub(crate) front: i32,
@@ -94,6 +105,7 @@ pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<En
     spawn::become_subreaper()?;
 
     let report = options.report.as_deref().map(create_report).transpose()?;
+    let output = plan_output(spec)?;
     let (now, wall) = (clock::Instant::now(), clock::wall());
     let mut random = [0; 4];
     let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
@@ -138,7 +150,13 @@ pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<En
         host_oom_kills: host_oom_kills(),
         report,
         mask,
-        job: if terminal { Job::Shared } else { Job::Own },
+        job: match output {
+            // A terminal of its own makes it a session of its own; the keeper opens it.
+            Plan::Terminal => Job::Own,
+            _ if terminal => Job::Shared,
+            _ => Job::Own,
+        },
+        output: Some(output),
         front: rustix::process::getpid().as_raw_nonzero().get(),
     };
     match spawn::fork() {
@@ -157,6 +175,21 @@ pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<En
             Ok(wait(prepared, &front_end, keeper, &passed_on))
         }
     }
+}
+
+/// What has to be seen of the streams, for the options that were given.
+fn plan_output(spec: &RunSpec) -> Result<Plan, RunError> {
+    let idle = spec.idle_timeout.is_some();
+    if let Some(log) = &spec.log {
+        let open = RotatingLog::open(log).map_err(|source| RunError::Log { path: log.file.clone(), source })?;
+        return Ok(Plan::Log { log: open, overflow: log.overflow, stdin: idle });
+    }
+    let terminal = rustix::termios::isatty(rustix::stdio::stdin()) && rustix::termios::isatty(rustix::stdio::stdout());
+    Ok(match (idle, terminal) {
+        (false, _) => Plan::Own,
+        (true, true) => Plan::Terminal,
+        (true, false) => Plan::Pipes,
+    })
 }
 
 fn libc_sigchld() -> i32 {

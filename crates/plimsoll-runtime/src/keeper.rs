@@ -8,7 +8,7 @@
 //! ([`Keeper::finish`]) whatever the reason, also when the front inherits a tree whose keeper was killed.
 
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use plimsoll_core::history::History;
@@ -21,7 +21,7 @@ use plimsoll_kernel::cgroup::{surroundings, teardown};
 use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::procfs::Process;
 use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
-use plimsoll_kernel::spawn::{self, Launch, SpawnError, Step, Wait};
+use plimsoll_kernel::spawn::{self, Job, Launch, SpawnError, Step, Wait};
 use plimsoll_kernel::tree::{Tree, command_line, members_of_group, tagged};
 use plimsoll_model::certificate::{Exit, Largest, Memory, SCHEMA, Tree as TreeFacts};
 use plimsoll_model::ending::{Decision, Delta, Ending, RootExit};
@@ -32,6 +32,8 @@ use rustix::process::Signal;
 
 use crate::channel::{End, Message};
 use crate::front::{Prepared, host_oom_kills, swap_limit};
+use crate::log::LogReport;
+use crate::relay::{Plan, Relay};
 
 /// How often a tree is looked at for its history when no line asks for more.
 const HISTORY_EVERY: Duration = Duration::from_secs(1);
@@ -65,6 +67,8 @@ pub(crate) struct Keeper<'a> {
     prepared: Prepared<'a>,
     /// `None` when the front is the heir of a keeper that was killed.
     front: Option<End>,
+    /// Copying of the tree's streams, when an option needs them seen.
+    relay: Option<Relay>,
     tree: Tree,
     history: History,
     started: Instant,
@@ -114,6 +118,7 @@ impl<'a> Keeper<'a> {
         Self {
             prepared,
             front,
+            relay: None,
             tree: Tree::below(rustix::process::getpid().as_raw_nonzero().get()),
             history: History::new(),
             started: Instant::now(),
@@ -151,8 +156,11 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Nothing was started: undo, and say why.
-    fn refuse(self, why: &str) {
+    /// It could not be started as asked for: undo, and say why.
+    fn refuse(mut self, why: &str) {
+        let mut reap = || while spawn::wait_any().is_some() {};
+        teardown::kill_until_empty(&self.prepared.boundary.directories(), &mut reap);
+        self.tree.kill_until_empty(&mut reap);
         let _ = self.prepared.boundary.remove();
         let text = format!("plimsoll: error: {}: {why}\n", self.prepared.spec.name);
         let _ = self.prepared.registration.remove();
@@ -162,6 +170,7 @@ impl<'a> Keeper<'a> {
     }
 
     fn start(&mut self) -> Result<(), SpawnError> {
+        let ends = self.prepared.output.take().unwrap_or(Plan::Own).open()?;
         let Prepared { spec, boundary, mask, job, id, .. } = &self.prepared;
         let (join, into) = boundary.entrance();
         let mut env: Vec<_> = std::env::vars_os()
@@ -173,11 +182,11 @@ impl<'a> Keeper<'a> {
             command: &spec.command,
             env,
             workdir: spec.workdir.as_deref(),
-            stdio: [None, None, None],
+            stdio: ends.child_stdio(),
             join,
             into,
             oom_score_adj: spec.limits.oom_score_adj,
-            job: *job,
+            job: ends.terminal().map_or(*job, |terminal| Job::Session(terminal.as_raw_fd())),
             mask: *mask,
         };
         let pid = launch.start()?;
@@ -185,6 +194,14 @@ impl<'a> Keeper<'a> {
         self.root = Process::of(pid).ok();
         self.pids.push(pid);
         self.tree.set_root(pid);
+        // Only now: the root was forked from a process with a single thread.
+        self.relay = match ends.start() {
+            Ok(relay) => Some(relay),
+            Err(error) => {
+                self.tree.kill_known();
+                return Err(error.into());
+            }
+        };
         // The root runs in its session and with our priority as it was; from here on ours is our own. Outside the
         // session no key and no hang-up of the terminal reaches us.
         let _ = rustix::process::setsid();
@@ -247,7 +264,16 @@ impl<'a> Keeper<'a> {
                 }
             }
 
+            if let (Some(limit), Some(relay), None) = (spec.idle_timeout, &self.relay, &grace)
+                && relay.idle() >= limit
+            {
+                grace = Some(self.terminate(Decision::IdleTimeout(limit)));
+            }
+
             let mut due = next_look;
+            if let (Some(limit), Some(relay), None) = (spec.idle_timeout, &self.relay, &grace) {
+                due = due.min(Instant::now().after(limit.saturating_sub(relay.idle())));
+            }
             if let Some((until, _)) = &grace {
                 due = due.min(*until);
             } else if let Some((at, _)) = timeout {
@@ -349,6 +375,11 @@ impl<'a> Keeper<'a> {
         let front = self.front.as_ref()?;
         match front.hear() {
             Some(Message::Signal { signal: number, sender, seen }) => {
+                if number == Signal::WINCH.as_raw()
+                    && let Some(relay) = &self.relay
+                {
+                    relay.resize();
+                }
                 if !seen && let Some(root) = self.root {
                     let _ = signal::send(root.pid, number);
                 }
@@ -629,6 +660,7 @@ impl Keeper<'_> {
             survivors.extend(kill_tagged(self.prepared.id.as_str(), &mut reap));
         }
 
+        let logged = self.relay.take().map(Relay::finish);
         let ending = self.ending(exit, decision);
         let mut judged = verdict(&ending);
         if self.prepared.spec.on_limit == OnLimit::Tree && judged.killed_inside > 0 && ending.decision.is_none() {
@@ -641,6 +673,13 @@ impl Keeper<'_> {
         let certificate = self.certificate(&ending, &judged, ended_at, runtime, peak_processes, survivors.len());
         let mut text = String::new();
         let mut complain = |what: String| text.push_str(&format!("plimsoll: warning: {what}\n"));
+        match logged {
+            Some(None) => complain("the output's end could not be written within ten seconds, and is lost".into()),
+            Some(Some(LogReport { dropped })) if dropped > 0 => {
+                complain(format!("{dropped} bytes of output were dropped"))
+            }
+            _ => {}
+        }
         if let Err(error) = removed {
             complain(format!("a group is left behind: {error}; the next plimsoll tries again"));
         } else {

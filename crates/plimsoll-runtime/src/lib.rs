@@ -9,6 +9,8 @@
 pub mod channel;
 pub mod front;
 pub mod keeper;
+pub mod log;
+pub mod relay;
 pub mod sweep;
 
 pub use front::{Ended, RunError, RunOptions, run};
