@@ -1,1 +1,47 @@
-fn main() {}
+//! Drives a built `plimsoll` from outside, as its users do, and checks what the contract promises.
+//!
+//! One static binary, so that it also runs where there is nothing else: in a guest with a bare kernel, in an empty
+//! container. It is its own workload (`work …`): hogs, fork bombs, daemons, trees of random shape.
+//!
+//! ```text
+//! plimsoll-testkit conform   --plimsoll PATH --tier cgroup1|cgroup2|watchdog [--filter TEXT] [--list] [--table]
+//! plimsoll-testkit survive   --plimsoll PATH --tier T --trees N --seed S
+//! plimsoll-testkit inject    --plimsoll PATH --tier T --deaths N --seed S [--guest]
+//! plimsoll-testkit overshoot --plimsoll PATH [--line 256m] [--runs N] [--procs N] [--after 10s]
+//! plimsoll-testkit work      WORKLOAD …
+//! ```
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program of the tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on ends by saying where"
+)]
+
+mod conform;
+mod harness;
+mod inject;
+mod overshoot;
+mod survive;
+mod work;
+
+use std::process::ExitCode;
+
+use harness::Options;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let verb = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    match verb.as_str() {
+        "work" => work::run(&rest),
+        "conform" => conform::run(&Options::parse(&rest)),
+        "survive" => survive::run(&Options::parse(&rest)),
+        "inject" => inject::run(&Options::parse(&rest)),
+        "overshoot" => overshoot::run(&Options::parse(&rest)),
+        _ => {
+            eprintln!("usage: plimsoll-testkit conform|survive|inject|overshoot|work …");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,727 @@
+//! The conformance suite: one case a promise of the contract, the same on all tiers.
+
+use std::collections::BTreeMap;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::{Bench, DEADLINE, Options, Outcome, Tier, alive, command, eventually, groups_of_plimsoll, me};
+
+type Check = Result<(), String>;
+
+/// Fails the case with what was seen.
+macro_rules! ensure {
+    ($condition:expr, $($what:tt)+) => {
+        if !$condition {
+            return Err(format!("{} [{}]", format!($($what)+), stringify!($condition)));
+        }
+    };
+}
+
+struct Case {
+    name: &'static str,
+    run: fn(&Bench) -> Check,
+}
+
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => { &[$(Case { name: stringify!($name), run: $name }),*] };
+}
+
+const CASES: &[Case] = cases![
+    exit_codes,
+    killed_by_a_signal,
+    not_found_and_not_executable,
+    memory_line,
+    memory_line_met_by_a_grandchild,
+    memory_below_the_line,
+    memory_swap,
+    memory_reservation,
+    memory_high,
+    cpus,
+    pids_limit,
+    oom_score_adj,
+    workdir_env_and_name,
+    timeout_and_grace,
+    timeout_of_a_stopped_tree,
+    idle_timeout,
+    idle_timeout_sees_input_and_output,
+    on_limit_largest,
+    log_file,
+    log_file_rotates,
+    report_has_the_contracts_shape,
+    three_lines_unless_quiet,
+    streams_are_the_childs_own,
+    signals_reach_the_root,
+    sigterm_with_grace,
+    a_tree_that_leaves_daemons,
+    a_tree_that_ignores_sigterm,
+    a_tree_of_stopped_processes,
+    a_tree_of_threads,
+    fork_bomb,
+    front_killed,
+    keeper_killed,
+    both_killed_then_swept,
+    a_stranger_with_a_recycled_pid,
+    explain_tells_the_same,
+    bad_input_starts_nothing,
+    what_the_tier_cannot_do_is_refused,
+    a_named_parent_that_is_not_there,
+    many_at_once,
+];
+
+/// Runs the suite.
+pub(crate) fn run(options: &Options) -> ExitCode {
+    if options.flag("--list") {
+        CASES.iter().for_each(|case| println!("{}", case.name));
+        return ExitCode::SUCCESS;
+    }
+    if options.flag("--table") {
+        return table(options);
+    }
+    let filter = options.text("--filter").unwrap_or_default();
+    let (mut passed, mut failed) = (0, 0);
+    for case in CASES.iter().filter(|case| case.name.contains(&filter)) {
+        let bench = Bench::new(options, case.name);
+        let result = (case.run)(&bench).and_then(|()| {
+            let left = bench.leftovers();
+            if left.is_empty() { Ok(()) } else { Err(format!("left behind: {left:?}")) }
+        });
+        match result {
+            Ok(()) => {
+                passed += 1;
+                println!("PASS {}", case.name);
+                let _ = std::fs::remove_dir_all(&bench.dir);
+            }
+            Err(why) => {
+                failed += 1;
+                println!("FAIL {}: {why}", case.name);
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What every end must leave: nobody.
+fn nobody_left(outcome: &Outcome) -> Check {
+    ensure!(outcome.left == 0, "{} processes outlived the run", outcome.left);
+    if let Some(survivors) = outcome.report["tree"]["survivors"].as_u64() {
+        ensure!(survivors == 0, "the certificate counts survivors: {}", outcome.report);
+    }
+    Ok(())
+}
+
+fn ended(outcome: &Outcome, code: i32, cause: &str) -> Check {
+    ensure!(outcome.code == Some(code), "code {:?}, wanted {code}: {}{}", outcome.code, outcome.stderr, outcome.report);
+    ensure!(outcome.cause() == cause, "cause {}, wanted {cause}: {}", outcome.cause(), outcome.report);
+    nobody_left(outcome)
+}
+
+fn refused(outcome: &Outcome, words: &[&str]) -> Check {
+    ensure!(matches!(outcome.code, Some(2 | 125)), "code {:?}: {}", outcome.code, outcome.stderr);
+    for word in words {
+        ensure!(outcome.stderr.contains(word), "the message lacks `{word}`: {}", outcome.stderr);
+    }
+    ensure!(outcome.stdout.is_empty(), "something ran: {}", outcome.stdout);
+    nobody_left(outcome)
+}
+
+fn exit_codes(bench: &Bench) -> Check {
+    for code in [0, 1, 42, 143, 255] {
+        let outcome = bench.run(&[], &["sh", "-c", &format!("exit {code}")]);
+        ended(&outcome, code, if code == 0 { "exited" } else { "failed" })?;
+        let read = outcome.report["exit"]["code"].as_i64();
+        ensure!(read == Some(code.into()), "{}", outcome.report);
+    }
+    Ok(())
+}
+
+fn killed_by_a_signal(bench: &Bench) -> Check {
+    for (signal, cause) in [(11, "crashed"), (6, "crashed"), (15, "external_signal"), (9, "external_kill")] {
+        let outcome = bench.run(&[], &["@crash", &signal.to_string()]);
+        ended(&outcome, 128 + signal, cause)?;
+        let read = outcome.report["exit"]["signal"].as_i64();
+        ensure!(read == Some(signal.into()), "{}", outcome.report);
+    }
+    Ok(())
+}
+
+fn not_found_and_not_executable(bench: &Bench) -> Check {
+    ended(&bench.run(&[], &["plimsoll-no-such-program"]), 127, "start_failed")?;
+    ended(&bench.run(&[], &["/nowhere/at/all"]), 127, "start_failed")?;
+    let file = bench.dir.join("not-a-program");
+    std::fs::write(&file, "\u{1}").map_err(|error| error.to_string())?;
+    ended(&bench.run(&[], &[&file.display().to_string()]), 126, "start_failed")?;
+    ended(&bench.run(&[], &["/"]), 126, "start_failed")
+}
+
+fn memory_line(bench: &Bench) -> Check {
+    let outcome = bench.run(&["-m", "48m"], &["@hog", "--bytes", "200m", "--rate", "400m"]);
+    ended(&outcome, 137, "memory_limit")?;
+    ensure!(outcome.confidence() == "certain", "{}", outcome.report);
+    let memory = &outcome.report["memory"];
+    ensure!(memory["limit_bytes"] == 48 << 20, "{memory}");
+    ensure!(memory["peak_bytes"].as_u64() >= Some(40 << 20), "{memory}");
+    let largest = memory["largest"][0]["command"].as_str().unwrap_or("");
+    ensure!(largest.contains("hog"), "the largest is not named: {memory}");
+    Ok(())
+}
+
+fn memory_line_met_by_a_grandchild(bench: &Bench) -> Check {
+    let outcome = bench.run(&["-m", "48m"], &["@grandchild-hog", "--bytes", "200m", "--depth", "2"]);
+    ended(&outcome, 137, "memory_limit")?;
+    ensure!(outcome.confidence() == "certain", "{}", outcome.report);
+    Ok(())
+}
+
+fn memory_below_the_line(bench: &Bench) -> Check {
+    let outcome = bench.run(&["-m", "64m"], &["@hog", "--bytes", "40m"]);
+    ended(&outcome, 0, "exited")?;
+    let peak = outcome.report["memory"]["peak_bytes"].as_u64().unwrap_or(0);
+    ensure!(peak < 64 << 20, "{}", outcome.report);
+    Ok(())
+}
+
+fn memory_swap(bench: &Bench) -> Check {
+    // Equal to memory: no swap, so the line is met although there may be swap.
+    let outcome = bench.run(&["-m", "48m", "--memory-swap", "48m"], &["@hog", "--bytes", "120m"]);
+    ended(&outcome, 137, "memory_limit")?;
+    ensure!(outcome.report["memory"]["swap_limit_bytes"] == 0, "{}", outcome.report);
+    let more = bench.run(&["-m", "48m", "--memory-swap", "160m"], &["@hog", "--bytes", "100m"]);
+    if bench.tier == Tier::Watchdog {
+        return refused(&more, &["--memory-swap", "watchdog"]);
+    }
+    let swap = std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1);
+    if swap { ended(&more, 0, "exited") } else { ended(&more, 137, "memory_limit") }
+}
+
+/// Reads a file of the group that the child is in, from inside: `v1` and `v2` name it in the two versions.
+fn own_group_file(bench: &Bench, options: &[&str], controller: &str, v1: &str, v2: &str) -> Result<String, String> {
+    let script = format!(
+        "p=$(sed -n 's/^[0-9]*:\\([^:]*,\\)*{controller}\\(,[^:]*\\)*:\\(.*\\)$/\\3/p' /proc/self/cgroup); \
+         m=$(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \\([^ ]*\\) .* - cgroup [^ ]* [^ ]*\\b{controller}\\b.*$/\\1/p' /proc/self/mountinfo | head -n 1); \
+         if [ -n \"$p\" ] && [ -n \"$m\" ]; then cat \"$m$p/{v1}\"; \
+         else p=$(sed -n 's/^0:://p' /proc/self/cgroup); m=$(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \\([^ ]*\\) .* - cgroup2 .*$/\\1/p' /proc/self/mountinfo | head -n 1); cat \"$m$p/{v2}\"; fi"
+    );
+    let outcome = bench.run(options, &["sh", "-c", &script]);
+    if outcome.code != Some(0) {
+        return Err(format!("{} {}", outcome.stderr, outcome.stdout));
+    }
+    Ok(outcome.stdout.trim().to_owned())
+}
+
+fn memory_reservation(bench: &Bench) -> Check {
+    let options = ["-m", "64m", "--memory-reservation", "32m"];
+    if bench.tier == Tier::Watchdog {
+        return refused(&bench.run(&options, &["true"]), &["--memory-reservation", "watchdog"]);
+    }
+    let found = own_group_file(bench, &options, "memory", "memory.soft_limit_in_bytes", "memory.low")?;
+    ensure!(found == (32 << 20).to_string(), "found {found}");
+    Ok(())
+}
+
+fn memory_high(bench: &Bench) -> Check {
+    let options = ["-m", "64m", "--memory-high", "48m"];
+    if bench.tier != Tier::Cgroup2 {
+        return refused(&bench.run(&options, &["true"]), &["--memory-high", bench.tier.as_str()]);
+    }
+    let found = own_group_file(bench, &options, "memory", "none", "memory.high")?;
+    ensure!(found == (48 << 20).to_string(), "found {found}");
+    Ok(())
+}
+
+fn cpus(bench: &Bench) -> Check {
+    let options = ["--cpus", "0.2"];
+    if bench.tier == Tier::Watchdog {
+        return refused(&bench.run(&options, &["true"]), &["--cpus", "watchdog"]);
+    }
+    let quota = own_group_file(bench, &options, "cpu", "cpu.cfs_quota_us", "cpu.max")?;
+    ensure!(quota == "20000" || quota == "20000 100000", "found {quota}");
+    Ok(())
+}
+
+fn pids_limit(bench: &Bench) -> Check {
+    let options = ["--pids-limit", "10"];
+    if bench.tier == Tier::Watchdog {
+        return refused(&bench.run(&options, &["true"]), &["--pids-limit", "watchdog"]);
+    }
+    let outcome = bench.run(&options, &["sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 60 & done; wait"]);
+    ensure!(outcome.stderr.contains("fork"), "no fork was refused: {} {}", outcome.stderr, outcome.report);
+    ensure!(outcome.report["tree"]["peak_processes"].as_u64() <= Some(10), "{}", outcome.report);
+    nobody_left(&outcome)
+}
+
+fn oom_score_adj(bench: &Bench) -> Check {
+    let outcome = bench.run(&["--oom-score-adj", "321"], &["cat", "/proc/self/oom_score_adj"]);
+    ended(&outcome, 0, "exited")?;
+    ensure!(outcome.stdout == "321\n", "{}", outcome.stdout);
+    Ok(())
+}
+
+fn workdir_env_and_name(bench: &Bench) -> Check {
+    let options = ["-w", "/proc", "-e", "COLOUR=red and blue", "-e", "PATH", "--name", "painter"];
+    let outcome = bench.run(&options, &["sh", "-c", "pwd; echo $COLOUR"]);
+    ended(&outcome, 0, "exited")?;
+    ensure!(outcome.stdout == "/proc\nred and blue\n", "{}", outcome.stdout);
+    ensure!(outcome.report["name"] == "painter", "{}", outcome.report);
+    let outcome = bench.run(&["-w", "/nowhere"], &["true"]);
+    ensure!(matches!(outcome.code, Some(125..=127)), "{:?} {}", outcome.code, outcome.stderr);
+    nobody_left(&outcome)
+}
+
+fn timeout_and_grace(bench: &Bench) -> Check {
+    let outcome = bench.run(&["--timeout", "200ms"], &["sleep", "60"]);
+    ended(&outcome, 124, "timeout")?;
+    ensure!(outcome.report["exit"]["signal"] == 15, "SIGTERM comes first: {}", outcome.report);
+    let outcome = bench.run(&["--timeout", "200ms", "--stop-timeout", "200ms"], &["@ignore-term"]);
+    ended(&outcome, 124, "timeout")?;
+    ensure!(outcome.report["exit"]["signal"] == 9, "then SIGKILL: {}", outcome.report);
+    Ok(())
+}
+
+fn timeout_of_a_stopped_tree(bench: &Bench) -> Check {
+    let outcome = bench.run(&["--timeout", "300ms", "--stop-timeout", "5s"], &["@stop-self"]);
+    ended(&outcome, 124, "timeout")
+}
+
+fn idle_timeout(bench: &Bench) -> Check {
+    let outcome = bench.run(&["--idle-timeout", "300ms"], &["sh", "-c", "echo a; sleep 60"]);
+    ended(&outcome, 124, "idle_timeout")?;
+    ensure!(outcome.stdout == "a\n", "{}", outcome.stdout);
+    Ok(())
+}
+
+fn idle_timeout_sees_input_and_output(bench: &Bench) -> Check {
+    let script = "for i in 1 2 3 4 5 6; do sleep 0.3; echo $i; done; echo done >&2";
+    let outcome = bench.run(&["--idle-timeout", "3s"], &["sh", "-c", script]);
+    ended(&outcome, 0, "exited")?;
+    ensure!(outcome.stdout == "1\n2\n3\n4\n5\n6\n" && outcome.stderr.contains("done"), "{outcome:?}");
+    let mut running = bench.start_with(&["--idle-timeout", "3s"], &["cat"], Stdio::piped());
+    let mut stdin = running.child.stdin.take().ok_or("no stdin")?;
+    for word in ["one\n", "two\n", "three\n"] {
+        std::io::Write::write_all(&mut stdin, word.as_bytes()).map_err(|error| error.to_string())?;
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    drop(stdin);
+    let outcome = running.wait();
+    ended(&outcome, 0, "exited")?;
+    ensure!(outcome.stdout == "one\ntwo\nthree\n", "{}", outcome.stdout);
+    Ok(())
+}
+
+fn on_limit_largest(bench: &Bench) -> Check {
+    for _ in 0..5 {
+        let options = ["-m", "96m", "--on-limit", "largest"];
+        let outcome = bench.run(&options, &["@root-heavy", "--root-bytes", "56m", "--bytes", "500m"]);
+        ensure!(outcome.stdout.contains("child: Some(9)"), "the root did not see its child die: {outcome:?}");
+        ended(&outcome, 0, "exited")?;
+        ensure!(outcome.report["tree"]["killed_inside"] == 1, "{}", outcome.report);
+    }
+    // With nobody below it the root is the last that is left.
+    let outcome = bench.run(&["-m", "48m", "--on-limit", "largest"], &["@hog", "--bytes", "200m"]);
+    ended(&outcome, 137, "memory_limit")
+}
+
+fn log_file(bench: &Bench) -> Check {
+    let log = bench.dir.join("log");
+    let options = ["--log-file", &log.display().to_string()];
+    let outcome =
+        bench.run(&options, &["sh", "-c", "echo out; echo err >&2; (setsid sh -c 'sleep 0.05; echo late' &)"]);
+    ended(&outcome, 0, "exited")?;
+    let text = std::fs::read_to_string(&log).map_err(|error| error.to_string())?;
+    ensure!(text.starts_with("out\nerr\n"), "{text}");
+    ensure!(outcome.stdout.is_empty(), "{}", outcome.stdout);
+    let outcome = bench.run(&options, &["@print", "--bytes", "9m"]);
+    ended(&outcome, 0, "exited")?;
+    let size = std::fs::metadata(&log).map_err(|error| error.to_string())?.len();
+    ensure!(size == 9 << 20 || size < 10 << 20, "{size}");
+    Ok(())
+}
+
+fn log_file_rotates(bench: &Bench) -> Check {
+    let log = bench.dir.join("log");
+    let name = log.display().to_string();
+    let options = ["--log-file", &name, "--log-max-size", "1m", "--log-max-files", "3", "--log-overflow", "block"];
+    let outcome = bench.run(&options, &["@print", "--bytes", "8m"]);
+    ended(&outcome, 0, "exited")?;
+    let sizes: Vec<u64> = ["log", "log.1", "log.2", "log.3"]
+        .iter()
+        .filter_map(|name| std::fs::metadata(bench.dir.join(name)).ok())
+        .map(|data| data.len())
+        .collect();
+    ensure!(sizes.len() == 3 && sizes.iter().all(|&size| size <= 1 << 20), "{sizes:?}");
+    ensure!(sizes.iter().sum::<u64>() > 2 << 20, "{sizes:?}");
+    Ok(())
+}
+
+fn report_has_the_contracts_shape(bench: &Bench) -> Check {
+    let outcome = bench.run(&["-m", "64m"], &["sh", "-c", "exit 3"]);
+    ended(&outcome, 3, "failed")?;
+    let report = &outcome.report;
+    ensure!(report["schema"] == "plimsoll.certificate/1", "{report}");
+    ensure!(report["boundary"] == bench.tier.as_str(), "{report}");
+    ensure!(report["command"][0] == "sh", "{report}");
+    for (path, kind) in [
+        ("/id", "string"),
+        ("/name", "string"),
+        ("/started_at", "string"),
+        ("/ended_at", "string"),
+        ("/runtime_ms", "number"),
+        ("/exit/code", "number"),
+        ("/exit/signal", "null"),
+        ("/confidence", "string"),
+        ("/evidence", "array"),
+        ("/evidence/0/source", "string"),
+        ("/evidence/0/detail", "string"),
+        ("/memory/limit_bytes", "number"),
+        ("/memory/peak_bytes", "number"),
+        ("/memory/swap_limit_bytes", "number"),
+        ("/memory/growth_bytes_per_s", "number"),
+        ("/memory/largest", "array"),
+        ("/tree/peak_processes", "number"),
+        ("/tree/killed_inside", "number"),
+        ("/tree/survivors", "number"),
+        ("/advice", "string"),
+    ] {
+        let found = match report.pointer(path) {
+            None => "missing",
+            Some(Value::Null) => "null",
+            Some(Value::Bool(_)) => "boolean",
+            Some(Value::Number(_)) => "number",
+            Some(Value::String(_)) => "string",
+            Some(Value::Array(_)) => "array",
+            Some(Value::Object(_)) => "object",
+        };
+        ensure!(found == kind, "{path} is {found}, not {kind}: {report}");
+    }
+    ensure!(report["started_at"].as_str().is_some_and(|time| time.ends_with('Z')), "{report}");
+    Ok(())
+}
+
+fn three_lines_unless_quiet(bench: &Bench) -> Check {
+    let hog = ["@hog", "--bytes", "200m"];
+    let outcome = bench.run(&["-m", "32m"], &hog);
+    let lines: Vec<&str> = outcome.stderr.lines().collect();
+    ensure!(lines.len() == 3, "{} lines: {}", lines.len(), outcome.stderr);
+    ensure!(lines[0].starts_with("plimsoll"), "{}", outcome.stderr);
+    let outcome = bench.run(&["-m", "32m", "--quiet"], &hog);
+    ended(&outcome, 137, "memory_limit")?;
+    ensure!(outcome.stderr.is_empty(), "{}", outcome.stderr);
+    let outcome = bench.run(&["-m", "32m"], &["sh", "-c", "exit 1"]);
+    ensure!(outcome.stderr.is_empty(), "an ordinary exit says nothing: {}", outcome.stderr);
+    Ok(())
+}
+
+fn streams_are_the_childs_own(bench: &Bench) -> Check {
+    let script = "readlink /proc/self/fd/0 /proc/$PPID/fd/1; ls /proc/self/fd | tr '\\n' ' '";
+    let outcome = bench.run(&[], &["sh", "-c", script]);
+    ended(&outcome, 0, "exited")?;
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    ensure!(lines.first() == Some(&"/dev/null"), "{}", outcome.stdout);
+    // ls itself opens the directory as 3: nothing of ours is inherited.
+    ensure!(lines.last().is_some_and(|fds| fds.trim() == "0 1 2 3"), "{}", outcome.stdout);
+    let running = bench.start(&[], &["sleep", "60"]);
+    let root = running.wait_for_root().ok_or("no root")?;
+    let link = |pid: i32, fd: i32| std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok();
+    let same = (0..3).all(|fd| link(root, fd).is_some() && link(root, fd) == link(running.front(), fd));
+    let _ = plimsoll_kernel::signal::send(running.front(), 15);
+    let outcome = running.wait();
+    ensure!(same, "the root's streams are not ours");
+    nobody_left(&outcome)
+}
+
+fn signals_reach_the_root(bench: &Bench) -> Check {
+    let running = bench.start(&[], &["@say-signal"]);
+    ensure!(eventually(|| running.printed().contains("ready")), "it did not start");
+    let mut wanted = String::from("ready\n");
+    for (signal, name) in
+        [(1, "SIGHUP"), (2, "SIGINT"), (10, "SIGUSR1"), (12, "SIGUSR2"), (28, "SIGWINCH"), (15, "SIGTERM")]
+    {
+        plimsoll_kernel::signal::send(running.front(), signal).map_err(|error| error.to_string())?;
+        wanted += &format!("{name}\n");
+        let arrived = eventually(|| running.printed().contains(name) || (signal == 15 && running.root().is_none()));
+        ensure!(arrived, "{name} did not arrive: {}", running.printed());
+    }
+    let outcome = running.wait();
+    ensure!(outcome.stdout == wanted, "each once: {}", outcome.stdout);
+    ended(&outcome, 0, "stopped")
+}
+
+fn sigterm_with_grace(bench: &Bench) -> Check {
+    let running = bench.start(&["--stop-timeout", "300ms"], &["@ignore-term"]);
+    let root = running.wait_for_root().ok_or("no root")?;
+    // The workload ignores the signal from its first instruction on, which comes after exec.
+    ensure!(
+        eventually(|| std::fs::read_to_string(format!("/proc/{root}/status"))
+            .is_ok_and(|text| text.lines().any(|line| line.starts_with("SigIgn") && line.ends_with("5000")
+                || line.starts_with("SigIgn") && line.contains("4")))),
+        "it does not ignore SIGTERM"
+    );
+    plimsoll_kernel::signal::send(running.front(), 15).map_err(|error| error.to_string())?;
+    let outcome = running.wait();
+    ended(&outcome, 137, "stopped")
+}
+
+fn a_tree_that_leaves_daemons(bench: &Bench) -> Check {
+    ended(&bench.run(&[], &["@quit-leaving"]), 0, "exited")?;
+    ended(&bench.run(&[], &["sh", "-c", "nohup sleep 60 >/dev/null 2>&1 & (setsid sleep 60 &) ; exit 5"]), 5, "failed")
+}
+
+fn a_tree_that_ignores_sigterm(bench: &Bench) -> Check {
+    let script = "trap '' TERM INT HUP; sleep 60 & sleep 60";
+    let options = ["--timeout", "300ms", "--stop-timeout", "200ms"];
+    ended(&bench.run(&options, &["sh", "-c", script]), 124, "timeout")
+}
+
+fn a_tree_of_stopped_processes(bench: &Bench) -> Check {
+    let outcome = bench.run(&["--timeout", "300ms", "--stop-timeout", "200ms"], &["@stopped"]);
+    ended(&outcome, 124, "timeout")
+}
+
+fn a_tree_of_threads(bench: &Bench) -> Check {
+    ended(&bench.run(&["--timeout", "300ms"], &["@threads"]), 124, "timeout")
+}
+
+fn fork_bomb(bench: &Bench) -> Check {
+    if bench.tier == Tier::Watchdog {
+        // Bounded by the workload itself: here nobody can refuse a fork.
+        return ended(&bench.run(&["--timeout", "300ms"], &["@fork-bomb-bounded"]), 2, "failed")
+            .and_then(|()| ended(&bench.run(&["--timeout", "400ms"], &["@forkbomb", "--max", "100"]), 124, "timeout"));
+    }
+    let options = ["--pids-limit", "200", "-m", "512m", "--timeout", "700ms", "--stop-timeout", "100ms"];
+    let outcome = bench.run(&options, &["@forkbomb"]);
+    ended(&outcome, 124, "timeout")?;
+    ensure!(outcome.report["tree"]["peak_processes"].as_u64() >= Some(150), "the bomb was a dud: {}", outcome.report);
+    Ok(())
+}
+
+/// Starts a tree with daemons in it and waits until all of them are there.
+fn with_daemons(bench: &Bench) -> Result<crate::harness::Running, String> {
+    let script = "(setsid sleep 60 &) ; (setsid sh -c 'sleep 61 & sleep 62' &) ; trap '' TERM; sleep 63";
+    let running = bench.start(&["-m", "64m"], &["sh", "-c", script]);
+    let there = eventually(|| alive(&running.tag).len() >= 8);
+    ensure!(there, "the tree did not come up: {} are there", alive(&running.tag).len());
+    Ok(running)
+}
+
+fn front_killed(bench: &Bench) -> Check {
+    let running = with_daemons(bench)?;
+    let tag = running.tag.clone();
+    plimsoll_kernel::signal::send(running.front(), 9).map_err(|error| error.to_string())?;
+    let outcome = running.wait();
+    ensure!(outcome.signal == Some(9), "{outcome:?}");
+    ensure!(eventually(|| alive(&tag).is_empty()), "alive after the front was killed: {:?}", alive(&tag));
+    ensure!(eventually(|| bench.leftovers().is_empty()), "left: {:?}", bench.leftovers());
+    last_cause_is(bench, "stopped")
+}
+
+fn keeper_killed(bench: &Bench) -> Check {
+    let running = with_daemons(bench)?;
+    let keeper = running.keeper().ok_or("no keeper")?;
+    plimsoll_kernel::signal::send(keeper, 9).map_err(|error| error.to_string())?;
+    let outcome = running.wait();
+    ensure!(outcome.code == Some(125), "{outcome:?}");
+    nobody_left(&outcome)?;
+    last_cause_is(bench, "stopped")
+}
+
+fn both_killed_then_swept(bench: &Bench) -> Check {
+    let running = with_daemons(bench)?;
+    let tag = running.tag.clone();
+    let keeper = running.keeper().ok_or("no keeper")?;
+    for pid in [running.front(), keeper] {
+        // Stopped first, so that neither sees the other die.
+        plimsoll_kernel::signal::send(pid, 19).map_err(|error| error.to_string())?;
+    }
+    for pid in [running.front(), keeper] {
+        plimsoll_kernel::signal::send(pid, 9).map_err(|error| error.to_string())?;
+    }
+    let _ = running.wait();
+    ensure!(!alive(&tag).is_empty(), "there is nothing to sweep");
+    let output = bench.verb("explain").output().map_err(|error| error.to_string())?;
+    ensure!(alive(&tag).is_empty(), "not swept: {:?} {}", alive(&tag), String::from_utf8_lossy(&output.stderr));
+    last_cause_is(bench, "stopped")
+}
+
+fn last_cause_is(bench: &Bench, cause: &str) -> Check {
+    let mut found = String::new();
+    let holds = eventually(|| {
+        let output = bench.verb("explain").args(["last", "--json"]).output();
+        let value: Value =
+            output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or(Value::Null);
+        found = value.to_string();
+        value["cause"] == cause
+    });
+    ensure!(holds, "explain says {found}");
+    Ok(())
+}
+
+/// A leftover record names a pid that belongs to somebody else by now.
+fn a_stranger_with_a_recycled_pid(bench: &Bench) -> Check {
+    let mut stranger = command("sleep").arg("60").spawn().map_err(|error| error.to_string())?;
+    let pid = stranger.id();
+    let running = with_daemons(bench)?;
+    let keeper = running.keeper().ok_or("no keeper")?;
+    for signal in [19, 9] {
+        for pid in [running.front(), keeper] {
+            plimsoll_kernel::signal::send(pid, signal).map_err(|error| error.to_string())?;
+        }
+    }
+    let _ = running.wait();
+    let file = std::fs::read_dir(bench.dir.join("run/runs"))
+        .ok()
+        .and_then(|mut entries| entries.next())
+        .and_then(Result::ok)
+        .ok_or("no record is left")?
+        .path();
+    let mut record: Value = std::fs::read(&file)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .ok_or("the record is not readable")?;
+    record["members"] = serde_json::json!([{"pid": pid, "start_ticks": 7}]);
+    record["root"] = serde_json::json!({"pid": pid, "start_ticks": 7});
+    std::fs::write(&file, record.to_string()).map_err(|error| error.to_string())?;
+    let output = bench.verb("explain").output().map_err(|error| error.to_string())?;
+    let alive = stranger.try_wait().is_ok_and(|status| status.is_none());
+    let _ = stranger.kill();
+    let _ = stranger.wait();
+    ensure!(alive, "the stranger was killed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn explain_tells_the_same(bench: &Bench) -> Check {
+    let outcome = bench.run(&["--name", "teller", "-m", "32m"], &["@hog", "--bytes", "100m"]);
+    ended(&outcome, 137, "memory_limit")?;
+    let id = outcome.report["id"].as_str().ok_or("no id")?.to_owned();
+    for what in [vec![], vec!["last"], vec!["teller"], vec![id.as_str()]] {
+        let output = bench.verb("explain").args(&what).arg("--json").output().map_err(|error| error.to_string())?;
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        ensure!(told == outcome.report, "explain {what:?}: {told} against {}", outcome.report);
+    }
+    let output = bench.verb("explain").arg("teller").output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(text.lines().all(|line| line.chars().count() <= 80), "wider than 80 columns: {text}");
+    ensure!(text.contains("memory"), "{text}");
+    let output = bench.verb("explain").arg("nobody-of-this-name").output().map_err(|error| error.to_string())?;
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    Ok(())
+}
+
+fn bad_input_starts_nothing(bench: &Bench) -> Check {
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["-m", "lots"], &["lots"]),
+        (&["-m", "5m"], &["5m", "6"]),
+        (&["-m", "900t"], &["900t"]),
+        (&["-m", "64m", "--memory-swap", "32m"], &["--memory-swap"]),
+        (&["-m", "64m", "--memory-reservation", "128m"], &["--memory-reservation"]),
+        (&["--cpus", "4000"], &["4000"]),
+        (&["--cpus", "zero"], &["zero"]),
+        (&["--pids-limit", "-5"], &["-5"]),
+        (&["--oom-score-adj", "5000"], &["5000"]),
+        (&["--timeout", "soon"], &["soon"]),
+        (&["--stop-timeout", "-1s"], &["-1s"]),
+        (&["--log-file", "/nowhere/at/all/log"], &["/nowhere/at/all/log"]),
+        (&["--report", "/nowhere/at/all/report"], &["/nowhere/at/all/report"]),
+        (&["--log-max-files", "2"], &["--log-file"]),
+        (&["--on-limit", "everyone"], &["everyone"]),
+        (&["--boundary", "wall"], &["wall"]),
+        (&["--no-such-option"], &["--no-such-option"]),
+    ];
+    for (options, words) in cases {
+        refused(&bench.run(options, &["echo", "it ran"]), words).map_err(|why| format!("{options:?}: {why}"))?;
+    }
+    let output = bench.verb("run").output().map_err(|error| error.to_string())?;
+    ensure!(output.status.code() == Some(2), "{output:?}");
+    Ok(())
+}
+
+/// The options that a tier may not be able to enforce, with a value for each.
+const OPTIONS: [(&str, &str); 7] = [
+    ("--memory", "64m"),
+    ("--memory-swap", "128m"),
+    ("--memory-reservation", "32m"),
+    ("--memory-high", "48m"),
+    ("--cpus", "0.5"),
+    ("--pids-limit", "50"),
+    ("--oom-score-adj", "100"),
+];
+
+fn try_option(bench: &Bench, option: &str, value: &str) -> Outcome {
+    let mut options = vec![option, value];
+    if option.starts_with("--memory-") {
+        options.extend(["-m", "64m"]);
+    }
+    bench.run(&options, &["true"])
+}
+
+fn what_the_tier_cannot_do_is_refused(bench: &Bench) -> Check {
+    for (option, value) in OPTIONS {
+        let outcome = try_option(bench, option, value);
+        if outcome.code != Some(0) {
+            ensure!(outcome.code == Some(125), "{option}: {outcome:?}");
+            refused(&outcome, &[option, bench.tier.as_str()])?;
+        }
+    }
+    Ok(())
+}
+
+/// One JSON object an option: whether it is in force on this tier, or refused.
+fn table(options: &Options) -> ExitCode {
+    let bench = Bench::new(options, "table");
+    let more: [(&str, &[&str]); 9] = [
+        ("--on-limit largest", &["--on-limit", "largest", "-m", "64m"]),
+        ("--timeout", &["--timeout", "60s"]),
+        ("--idle-timeout", &["--idle-timeout", "60s"]),
+        ("--stop-timeout", &["--stop-timeout", "1s"]),
+        ("--log-file", &["--log-file", "/dev/null"]),
+        ("--report", &[]),
+        ("--env", &["-e", "A=b"]),
+        ("--workdir", &["-w", "/"]),
+        ("--name", &["--name", "x"]),
+    ];
+    let mut rows: Vec<(String, Outcome)> =
+        OPTIONS.iter().map(|(option, value)| ((*option).to_owned(), try_option(&bench, option, value))).collect();
+    rows.extend(more.iter().map(|(name, options)| ((*name).to_owned(), bench.run(options, &["true"]))));
+    let mut broken = false;
+    for (option, outcome) in rows {
+        let state = match outcome.code {
+            Some(0) => "in_force",
+            Some(125) => "refused",
+            _ => {
+                broken = true;
+                "broken"
+            }
+        };
+        let row: BTreeMap<&str, &str> =
+            [("option", option.as_str()), ("tier", options.tier.as_str()), ("state", state)].into();
+        println!("{}", serde_json::json!(row));
+    }
+    if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn a_named_parent_that_is_not_there(bench: &Bench) -> Check {
+    if bench.tier == Tier::Watchdog {
+        return Ok(());
+    }
+    let named = Bench {
+        parent: Some("/plimsoll-no-such-parent".into()),
+        dir: bench.dir.clone(),
+        plimsoll: bench.plimsoll.clone(),
+        tier: bench.tier,
+    };
+    refused(&named.run(&[], &["echo", "it ran"]), &["plimsoll-no-such-parent"])?;
+    ensure!(groups_of_plimsoll(Some("plimsoll-no-such-parent")).is_empty(), "it made the parent");
+    Ok(())
+}
+
+fn many_at_once(bench: &Bench) -> Check {
+    let running: Vec<_> =
+        (0..24).map(|n| bench.start(&["-m", "64m"], &["sh", "-c", &format!("sleep 0.1; exit {}", n % 3)])).collect();
+    for (n, one) in running.into_iter().enumerate() {
+        let outcome = one.wait();
+        ended(&outcome, (n % 3) as i32, if n % 3 == 0 { "exited" } else { "failed" })?;
+    }
+    let _ = (DEADLINE, me());
+    Ok(())
+}
