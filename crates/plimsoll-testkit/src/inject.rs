@@ -139,7 +139,7 @@ fn inject(options: &Options, truth: Truth, random: &mut Random, parent: Option<&
         }
         Truth::HostOom => run(&bench, &[], &["@hog", "--bytes", "64g", "--chunk", "8m"]),
         Truth::Timeout => {
-            let program: &[&str] = random.pick(&[&["sleep", "60"][..], &["@ignore-term"], &["@stop-self"]]);
+            let program: &[&str] = random.pick::<&[&str]>(&[&["sleep", "60"][..], &["@ignore-term"], &["@stop-self"]]);
             run(&bench, &["--timeout", &format!("{}ms", 30 + pause.as_millis())], program)
         }
         Truth::IdleTimeout => run(
@@ -148,7 +148,7 @@ fn inject(options: &Options, truth: Truth, random: &mut Random, parent: Option<&
             &["sh", "-c", "echo x; sleep 60"],
         ),
         Truth::Stopped => {
-            let program: &[&str] = random.pick(&[&["sleep", "60"][..], &["@ignore-term"], &["@say-signal"]]);
+            let program: &[&str] = random.pick::<&[&str]>(&[&["sleep", "60"][..], &["@ignore-term"], &["@say-signal"]]);
             signalled(&bench, &quiet, program, pause, |running| (running.front(), 15))
         }
         Truth::ExternalKill => match random.below(2) {
