@@ -7,11 +7,13 @@
 
 use std::time::Duration;
 
-use plimsoll_model::Boundary;
 use plimsoll_model::duration::Human as Time;
 use plimsoll_model::ending::{OomKill, OomScope};
 use plimsoll_model::host::{GroupMemory, HostFacts, ProcessFact};
 use plimsoll_model::size::Human as Size;
+use plimsoll_model::{Boundary, RunId};
+
+use crate::redact::redact_command;
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -432,20 +434,26 @@ fn oom_kills(facts: &HostFacts) -> Check {
             None => ok(name, "not readable"),
         };
     };
-    let Some((age, last)) = kills.first() else {
-        return match history.since_boot {
-            None | Some(0) => ok(name, "none since boot"),
-            Some(count) => ok(name, format!("{count} since boot, all older than the kernel's log")),
+    let count = history.since_boot.unwrap_or(0).max(kills.len() as u64);
+    let shown = |kills: &[&(Duration, OomKill)]| {
+        kills.iter().take(3).map(|(age, kill)| one_kill(*age, kill)).collect::<Vec<_>>().join("; ")
+    };
+    // Those that met a line of ours are what the line is for.
+    let (ours, others): (Vec<_>, Vec<_>) = kills.iter().partition(|(_, kill)| is_ours(kill));
+    let Some((age, last)) = others.first() else {
+        return match (count, ours.is_empty()) {
+            (0, _) => ok(name, "none since boot"),
+            (_, true) => ok(name, format!("{count} since boot, all older than the kernel's log")),
+            (_, false) => {
+                ok(name, format!("{count} since boot, the last ones at plimsoll's own lines: {}", shown(&ours)))
+            }
         };
     };
-    let shown: Vec<String> = kills.iter().take(3).map(|(age, kill)| one_kill(*age, kill)).collect();
-    let count = history.since_boot.unwrap_or(0).max(kills.len() as u64);
-    let found = format!("{count} since boot; last: {}", shown.join("; "));
+    let found = format!("{count} since boot; last: {}", shown(&others));
+    let hold = format!("hold {} at a line of its own: plimsoll run -m SIZE -- {}", last.task, last.task);
     let fix = match (last.scope, &last.oom_group) {
-        (OomScope::Group, Some(group)) => {
-            format!("raise the limit of {group}, or hold {} below it: plimsoll run -m", last.task)
-        }
-        _ => format!("hold {} at a line of its own: plimsoll run -m SIZE -- {}", last.task, last.task),
+        (OomScope::Group, Some(group)) => format!("raise the limit of {group}, or {hold}"),
+        _ => hold,
     };
     let recent = *age < Duration::from_secs(3600);
     let status = if recent && last.scope == OomScope::Host {
@@ -456,6 +464,12 @@ fn oom_kills(facts: &HostFacts) -> Check {
         Status::Ok
     };
     graded(name, status, found, fix)
+}
+
+/// It met the limit of a group that we made: `…/plimsoll/ID`.
+fn is_ours(kill: &OomKill) -> bool {
+    let group = kill.oom_group.as_deref().filter(|_| kill.scope == OomScope::Group);
+    group.and_then(|group| group.rsplit('/').next()).is_some_and(|name| name.parse::<RunId>().is_ok())
 }
 
 fn one_kill(age: Duration, kill: &OomKill) -> String {
@@ -577,11 +591,12 @@ fn short(fact: &ProcessFact) -> String {
     format!("{} (pid {}) {}", brief(&fact.command), fact.pid, Size(fact.memory))
 }
 
-/// A command line in at most sixty characters, on one line.
-fn brief(command: &str) -> String {
+/// A command in at most sixty characters, on one line, without its secrets.
+fn brief(command: &[String]) -> String {
     const LONGEST: usize = 60;
     let clean = |c: char| if c.is_control() { ' ' } else { c };
-    let mut text: String = command.chars().map(clean).take(LONGEST + 1).collect();
+    let plain = redact_command(command, &[]).join(" ");
+    let mut text: String = plain.chars().map(clean).take(LONGEST + 1).collect();
     if text.chars().count() > LONGEST {
         text = text.chars().take(LONGEST - 1).collect();
         text.push('…');

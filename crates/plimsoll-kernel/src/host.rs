@@ -28,6 +28,9 @@ pub use processes::looks_like_agent;
 /// How long a look lasts at least.
 pub const WINDOW: Duration = Duration::from_millis(300);
 
+/// An orphan is old after this long.
+const OLD: Duration = Duration::from_secs(3600);
+
 /// What the caller knows already, and where to look.
 #[derive(Debug, Clone)]
 pub struct Query {
@@ -54,7 +57,7 @@ pub fn look(query: Query) -> HostFacts {
     let limit = group.as_ref().map_or(memory.total, |group| group.limit.min(memory.total));
     let table = Table::read();
     let large = table.large(limit / 10);
-    let orphans = table.orphans();
+    let orphans = table.orphans(OLD);
     let zombies = table.zombies();
     let mut leftovers = left_groups(&parents, &live);
     leftovers.extend(table.left_processes(&live));
@@ -228,7 +231,12 @@ fn left_groups(parents: &[PathBuf], live: &[String]) -> Vec<Leftover> {
         if !is_run || live.contains(&name) {
             continue;
         }
-        let processes = read_text(entry.path().join("cgroup.procs")).map_or(0, |text| text.lines().count() as u32);
+        let members = read_text(entry.path().join("cgroup.procs")).unwrap_or_default();
+        let members: Vec<i32> = members.lines().filter_map(|pid| pid.parse().ok()).collect();
+        if members.iter().take(100).any(|&pid| processes::tag(pid) == processes::Tag::Foreign) {
+            continue;
+        }
+        let processes = members.len() as u32;
         found
             .entry(name)
             .and_modify(|leftover| leftover.processes = leftover.processes.max(processes))

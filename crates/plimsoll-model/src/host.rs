@@ -149,8 +149,8 @@ pub struct OomHistory {
 pub struct Zombies {
     /// Who should have reaped them.
     pub parent: i32,
-    /// His command line.
-    pub parent_command: String,
+    /// His command and arguments, as they are: secrets included.
+    pub parent_command: Vec<String>,
     /// How many.
     pub count: u32,
     /// Name of one of them.
@@ -164,8 +164,8 @@ pub struct ProcessFact {
     pub pid: i32,
     /// Parent's pid.
     pub parent: i32,
-    /// Command line.
-    pub command: String,
+    /// Command and arguments, as they are: secrets included.
+    pub command: Vec<String>,
     /// Bytes: its proportional share and swap where that could be read, else what is resident. An orphan's includes
     /// all that descend from it.
     pub memory: u64,

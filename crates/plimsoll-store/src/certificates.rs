@@ -10,6 +10,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -240,6 +241,14 @@ impl CertificateStore {
         self.select("ORDER BY seq DESC LIMIT ?1", [limit])
     }
 
+    /// The newest certificates of a name, newest first.
+    ///
+    /// # Errors
+    /// As [`Self::last`].
+    pub fn list_of(&mut self, name: &str, limit: u32) -> Result<Vec<Certificate>, CertificateError> {
+        self.select("WHERE name = ?1 ORDER BY seq DESC LIMIT ?2", (name, limit))
+    }
+
     /// Every name of the history, the latest used first.
     ///
     /// # Errors
@@ -368,6 +377,9 @@ fn renew(dir: &Path, path: &Path, doubted: bool, notices: &mut Vec<Notice>) -> R
     connection
         .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))
         .map_err(failed)?;
+    // Commands stand in it. The log's files take their permissions from it.
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))
+        .map_err(|source| file("protect", &new, source))?;
     // Closing the only connection folds the log into the file and removes it.
     connection.close().map_err(|(_, source)| failed(source))?;
     std::fs::rename(&new, path).map_err(|source| file("rename", &new, source))?;
@@ -494,7 +506,12 @@ pub(crate) mod tests {
         assert_eq!(store.by_id_prefix("zz", 9).unwrap(), []);
         assert_eq!(store.by_id_prefix("%", 9).unwrap(), []);
         assert_eq!(store.list(2).unwrap(), [all[4].clone(), all[3].clone()]);
+        assert_eq!(store.list_of("web", 9).unwrap(), [all[3].clone(), all[1].clone()]);
         assert_eq!(store.names().unwrap(), ["api", "web"]);
+        for name in names_in(dir.path()) {
+            let mode = std::fs::metadata(dir.path().join(&name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
         assert!(store.notices().is_empty());
     }
 

@@ -78,7 +78,7 @@ fn stop_self() {
 
 /// Starts another workload of this binary, detached from our streams.
 fn detach(args: &[&str]) -> Child {
-    command(&me())
+    command(me())
         .arg("work")
         .args(args)
         .stdin(Stdio::null())
@@ -105,7 +105,7 @@ fn hog(args: &[String]) {
                         args.drain(at..at + 2);
                     }
                 }
-                command(&me())
+                command(me())
                     .arg("work")
                     .arg("hog")
                     .args(args)
@@ -157,7 +157,7 @@ fn touch(args: &[String], slot: u64) {
 /// The root holds most, a child grows at full speed: only the child may go. Ends with 0 when the child died of SIGKILL.
 fn root_heavy(root_bytes: u64, bytes: u64) -> ExitCode {
     let held = vec![1u8; root_bytes as usize];
-    let status = command(&me()).args(["work", "hog", "--bytes", &bytes.to_string()]).status().expect("a child");
+    let status = command(me()).args(["work", "hog", "--bytes", &bytes.to_string()]).status().expect("a child");
     std::hint::black_box(&held);
     let signal = std::os::unix::process::ExitStatusExt::signal(&status);
     println!("child: {signal:?}");
@@ -169,9 +169,9 @@ fn grandchild_hog(args: &[String]) -> ExitCode {
     let depth: u32 = argument(args, "--depth").map_or(1, |n| n.parse().expect("a number"));
     let bytes = argument(args, "--bytes").unwrap_or_else(|| "1g".into());
     let status = if depth == 0 {
-        command(&me()).args(["work", "hog", "--bytes", &bytes]).status()
+        command(me()).args(["work", "hog", "--bytes", &bytes]).status()
     } else {
-        command(&me()).args(["work", "grandchild-hog", "--bytes", &bytes, "--depth", &(depth - 1).to_string()]).status()
+        command(me()).args(["work", "grandchild-hog", "--bytes", &bytes, "--depth", &(depth - 1).to_string()]).status()
     };
     let status = status.expect("a child");
     match std::os::unix::process::ExitStatusExt::signal(&status) {
@@ -200,7 +200,7 @@ fn bomb_leaf(max: u64) {
     let mut started = 0;
     while began.elapsed() < Duration::from_secs(20) && started < max {
         let next =
-            command(&me()).args(["work", "bomb-leaf", "--max", &(max / 4).to_string()]).stdout(Stdio::null()).spawn();
+            command(me()).args(["work", "bomb-leaf", "--max", &(max / 4).to_string()]).stdout(Stdio::null()).spawn();
         match next {
             Ok(_) => started += 1,
             // The limit: go on trying, as bombs do.
@@ -213,7 +213,7 @@ fn bomb_leaf(max: u64) {
 /// A double fork with a session of its own, as daemons do.
 fn daemon() {
     if std::env::var_os("PLIMSOLL_TESTKIT_DAEMON").is_none() {
-        let mut first = command(&me())
+        let mut first = command(me())
             .args(["work", "daemon"])
             .env("PLIMSOLL_TESTKIT_DAEMON", "1")
             .stdin(Stdio::null())

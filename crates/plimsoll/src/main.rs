@@ -1,1 +1,55 @@
-fn main() {}
+//! `plimsoll`: parses what was typed, hands it to the room that does it, prints what comes back.
+//!
+//! [`cli`] is what was typed and what it means, [`verb`] has one file for each verb, [`render`] turns certificates into text
+//! without printing it, [`output`] prints.
+
+mod cli;
+mod fault;
+mod output;
+mod render;
+mod verb;
+
+use std::process::ExitCode;
+
+use cli::Verb;
+use plimsoll_store::Paths;
+
+fn main() -> ExitCode {
+    let verb = match cli::parse(std::env::args_os()) {
+        Ok(verb) => verb,
+        Err(ended) => return ended,
+    };
+    let paths = Paths::from_env();
+    sweep(&paths);
+    let done = match verb {
+        Verb::Run(args) => verb::run::main(&args, &paths),
+        Verb::Explain(args) => verb::explain::main(&args, &paths),
+        Verb::Doctor(args) => Ok(verb::doctor::run(&args)),
+        Verb::Health(args) => Ok(verb::health::run(&args)),
+        Verb::Completions(args) => verb::completions::main(&args),
+        Verb::Man(args) => verb::man::main(&args),
+    };
+    done.unwrap_or_else(|fault| fault.report())
+}
+
+/// What killed plimsolls left behind is ended first, whatever is asked for. Without a runtime directory there is none.
+fn sweep(paths: &Paths) {
+    if !paths.check_runtime().unwrap_or(false) {
+        return;
+    }
+    // A directory that cannot be made is reported by the verb that needs it; the certificates of what is swept are then
+    // lost, and the sweep is not.
+    let state = paths.make_state().unwrap_or(paths.state());
+    match plimsoll_runtime::sweep(paths.runtime(), state) {
+        Ok(swept) => {
+            for one in swept {
+                let trouble = one.trouble.map(|trouble| format!("; {trouble}")).unwrap_or_default();
+                output::error(&format!(
+                    "plimsoll: note: {}: its plimsoll had been killed; swept {} processes{trouble}",
+                    one.name, one.ended
+                ));
+            }
+        }
+        Err(error) => output::error(&format!("plimsoll: warning: leftovers were not looked for: {error}")),
+    }
+}

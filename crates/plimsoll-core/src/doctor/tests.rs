@@ -48,7 +48,8 @@ fn docker() -> Option<Container> {
 }
 
 fn process(pid: i32, command: &str, memory: u64, hours: u64) -> ProcessFact {
-    ProcessFact { pid, parent: 1, command: command.into(), memory, age: Duration::from_secs(hours * 3600) }
+    let command = command.split(' ').map(str::to_owned).collect();
+    ProcessFact { pid, parent: 1, command, memory, age: Duration::from_secs(hours * 3600) }
 }
 
 fn kill(scope: OomScope, group: Option<&str>) -> OomKill {
@@ -293,8 +294,13 @@ fn oom_kills() {
         &history(Some(vec![(120, group()), (7200, kill(OomScope::Host, None))]), Some(2)),
         Status::Warn,
         "2 since boot; last: chrome (pid 77, 2m 0s ago, limit of /docker/abc); chrome (pid 77, 2h 0m ago, the machine ran out)",
-        "raise the limit of /docker/abc",
+        "raise the limit of /docker/abc, or hold chrome at a line of its own",
     );
+    let ours = format!("/plimsoll/{}", RunId::new(1, 2));
+    let check = history(Some(vec![(60, kill(OomScope::Group, Some(&ours)))]), Some(1));
+    expect(&check, Status::Ok, "at plimsoll's own lines: chrome (pid 77", "");
+    let check = history(Some(vec![(60, kill(OomScope::Group, Some(&ours))), (120, group())]), Some(2));
+    expect(&check, Status::Warn, "last: chrome (pid 77, 2m 0s ago, limit of /docker/abc)", "");
     expect(
         &history(Some(vec![(120, kill(OomScope::Host, None))]), Some(1)),
         Status::Fail,
@@ -309,8 +315,12 @@ fn zombies() {
     let zombies = |count, parent, container| {
         with("zombies", move |facts| {
             facts.container = container;
-            facts.zombies =
-                vec![Zombies { parent, parent_command: "node server.js".into(), count, example: "chrome".into() }];
+            facts.zombies = vec![Zombies {
+                parent,
+                parent_command: vec!["node".into(), "server.js".into()],
+                count,
+                example: "chrome".into(),
+            }];
         })
     };
     expect(&zombies(3, 40, None), Status::Warn, "3 (chrome) of pid 40 `node server.js`", "kill 40");
@@ -382,4 +392,18 @@ fn command_lines_are_one_short_line() {
     });
     assert!(check.found.chars().count() < 120, "{check:?}");
     assert!(check.found.contains("python3 -c x=1 éé") && check.found.contains('…'), "{check:?}");
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let command = "node server.js --api-key sk-ant-secret-0123456789";
+    let check = with("large_processes", |facts| facts.large = vec![process(7, command, 2 * G, 1)]);
+    assert!(!check.found.contains("secret-0123") && !check.fix.contains("secret-0123"), "{check:?}");
+    let check = with("orphans", |facts| facts.orphans = vec![process(7, command, 2 * G, 1)]);
+    assert!(!check.found.contains("secret-0123"), "{check:?}");
+    let check = with("zombies", |facts| {
+        let parent_command = command.split(' ').map(str::to_owned).collect();
+        facts.zombies = vec![Zombies { parent: 9, parent_command, count: 1, example: "x".into() }];
+    });
+    assert!(!check.found.contains("secret-0123"), "{check:?}");
 }

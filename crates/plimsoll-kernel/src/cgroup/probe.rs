@@ -392,6 +392,9 @@ pub fn unsupported(found: &Found, limits: &Limits, swap_asked_for: bool) -> Opti
             }
             Limits { cpu_micros: Some(_), .. } => no("--cpus", "only the kernel can share out processor time"),
             Limits { pids: Some(_), .. } => no("--pids-limit", "only the kernel can refuse a fork"),
+            Limits { memory, memory_swap, .. } if swap_asked_for && memory != memory_swap => {
+                no("--memory-swap", "the watchdog counts memory and swap together, so the total is --memory")
+            }
             _ => None,
         },
         Some(Parent::V1 { pids, cpu, .. }) => match limits {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use plimsoll_model::host::{Leftover, ProcessFact, Zombies};
@@ -17,9 +18,6 @@ const ROLLUPS: u32 = 500;
 
 /// Above this a process is counted by what is resident: the walk would take a second or more.
 const WALKABLE: u64 = 16 << 30;
-
-/// An orphan is old after this long.
-const OLD: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Clone)]
 struct Row {
@@ -78,12 +76,13 @@ impl Table {
         large
     }
 
-    /// Old agents and browsers whose parent went before them, largest first; each with all that descends from it.
-    pub(super) fn orphans(&self) -> Vec<ProcessFact> {
+    /// Agents and browsers of at least this age whose parent went before them, largest first; each with all that
+    /// descends from it.
+    pub(super) fn orphans(&self, old: Duration) -> Vec<ProcessFact> {
         let mut orphans: Vec<ProcessFact> = self
             .rows
             .values()
-            .filter(|row| !row.zombie && self.age(row) >= OLD && self.is_orphan(row))
+            .filter(|row| !row.zombie && self.age(row) >= old && self.is_orphan(row))
             .filter(|row| looks_like_agent(&row.name, &arguments(row.process.pid)) && !is_service(row.process.pid))
             .map(|row| self.fact(row, self.subtree_memory(row)))
             .collect();
@@ -96,26 +95,21 @@ impl Table {
         let zombies = self.rows.values().filter(|row| row.zombie);
         zombies
             .map(|row| {
-                let parent_command = self.rows.get(&row.parent).map_or_else(|| "?".into(), command);
+                let parent_command = self.rows.get(&row.parent).map_or_else(|| vec!["?".to_owned()], command);
                 let zombies = Zombies { parent: row.parent, parent_command, count: 1, example: row.name.clone() };
                 (row.process, zombies)
             })
             .collect()
     }
 
-    /// Processes that carry the id of a run that is not alive, one entry a run.
+    /// Processes that carry the id of a run of ours that is not alive, one entry a run.
     pub(super) fn left_processes(&self, live: &[String]) -> Vec<Leftover> {
         let mut found: std::collections::BTreeMap<String, u32> = std::collections::BTreeMap::new();
-        let mut environment = Vec::new();
         for row in self.rows.values().filter(|row| !row.zombie) {
-            if read_all_of(row.process.pid, "environ", &mut environment).is_err() {
-                continue;
-            }
-            let id = environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(b"PLIMSOLL_ID="));
-            let id =
-                id.and_then(|id| std::str::from_utf8(id).ok()).filter(|id| id.parse::<plimsoll_model::RunId>().is_ok());
-            if let Some(id) = id.filter(|id| !live.iter().any(|live| live == id)) {
-                *found.entry(id.to_owned()).or_default() += 1;
+            if let Tag::Ours(id) = tag(row.process.pid)
+                && !live.contains(&id)
+            {
+                *found.entry(id).or_default() += 1;
             }
         }
         found.into_iter().map(|(id, processes)| Leftover { what: format!("PLIMSOLL_ID={id}"), processes }).collect()
@@ -176,6 +170,34 @@ impl Table {
     }
 }
 
+/// Whose run a process belongs to, by its environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Tag {
+    /// A run with this id, of this user and this runtime directory.
+    Ours(String),
+    /// Another user's, or that of a Plimsoll with another runtime directory, of whose runs we know nothing.
+    Foreign,
+    /// No run's, or not ours to read.
+    None,
+}
+
+/// Reads the tag of a process.
+pub(super) fn tag(pid: i32) -> Tag {
+    let mut environment = Vec::new();
+    if read_all_of(pid, "environ", &mut environment).is_err() {
+        return Tag::None;
+    }
+    let value = |key: &[u8]| {
+        environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(key)).filter(|value| !value.is_empty())
+    };
+    let id = value(b"PLIMSOLL_ID=").and_then(|id| std::str::from_utf8(id).ok());
+    let Some(id) = id.filter(|id| id.parse::<plimsoll_model::RunId>().is_ok()) else { return Tag::None };
+    let here = std::env::var_os("PLIMSOLL_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    let same_place = value(b"PLIMSOLL_RUNTIME_DIR=") == here.as_deref().map(OsStrExt::as_bytes);
+    let owner = rustix::fs::stat(format!("/proc/{pid}")).map(|stat| stat.st_uid);
+    if same_place && owner == Ok(rustix::process::geteuid().as_raw()) { Tag::Ours(id.to_owned()) } else { Tag::Foreign }
+}
+
 /// Those that are zombies still, by parent, most first.
 pub(super) fn still_zombies(zombies: Vec<(Process, Zombies)>) -> Vec<Zombies> {
     let mut grouped: HashMap<i32, Zombies> = HashMap::new();
@@ -202,10 +224,10 @@ fn arguments(pid: i32) -> Vec<String> {
     text.split(|&byte| byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
-/// Its command line, or its name in brackets.
-fn command(row: &Row) -> String {
+/// Its command and arguments, or its name in brackets.
+fn command(row: &Row) -> Vec<String> {
     let arguments = arguments(row.process.pid);
-    if arguments.is_empty() { format!("[{}]", row.name) } else { arguments.join(" ") }
+    if arguments.is_empty() { vec![format!("[{}]", row.name)] } else { arguments }
 }
 
 fn is_init(name: &str) -> bool {
@@ -374,6 +396,64 @@ mod tests {
             table.children.entry(parent).or_default().push(pid);
         }
         table.subtree_memory(&table.rows[&5]);
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "what is looked for has to be there; each is ended by its pid")]
+    fn command(program: &str) -> std::process::Command {
+        std::process::Command::new(program)
+    }
+
+    #[test]
+    fn a_zombie_and_who_left_it() {
+        let mut child = command("true").spawn().unwrap();
+        let me = i32::try_from(std::process::id()).unwrap();
+        let process = Process::of(i32::try_from(child.id()).unwrap()).unwrap();
+        while !matches!(process.state(), Ok(Some('Z'))) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let found = still_zombies(Table::read().zombies());
+        let mine = found.iter().find(|group| group.parent == me).unwrap();
+        assert!(mine.count >= 1 && !mine.parent_command.is_empty(), "{found:?}");
+        // One that is reaped before the second look was only about to be.
+        let first = Table::read().zombies();
+        child.wait().unwrap();
+        assert!(
+            !still_zombies(first.into_iter().filter(|(zombie, _)| *zombie == process).collect()).iter().any(|_| true)
+        );
+    }
+
+    #[test]
+    fn a_tagged_process_without_its_run() {
+        let id = plimsoll_model::RunId::new(1, std::process::id()).to_string();
+        let mut child = command("sleep").arg("1000").env("PLIMSOLL_ID", &id).spawn().unwrap();
+        let table = Table::read();
+        let left = table.left_processes(&[]);
+        let of_live = table.left_processes(std::slice::from_ref(&id));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let found = left.iter().find(|left| left.what.ends_with(&id));
+        assert_eq!(found.map(|left| left.processes), Some(1), "{left:?}");
+        assert!(!of_live.iter().any(|left| left.what.ends_with(&id)), "{of_live:?}");
+    }
+
+    #[test]
+    fn an_orphaned_agent() {
+        let dir = std::env::temp_dir().join(format!("plimsoll-test-orphan-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let agent = dir.join("claude");
+        std::fs::write(&agent, "#!/bin/sh\nwhile :; do sleep 1; done\n").unwrap();
+        // The shell in a session of its own starts the agent and goes.
+        let script = "sh \"$0/claude\" >/dev/null 2>&1 & echo $!";
+        let output = command("setsid").args(["--wait", "sh", "-c", script]).arg(&dir).output().unwrap();
+        let pid: i32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+        let table = Table::read();
+        let (found, old) = (table.orphans(Duration::ZERO), table.orphans(Duration::from_secs(3600)));
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL)
+            .unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        let orphan = found.iter().find(|fact| fact.pid == pid).unwrap_or_else(|| panic!("{pid} is not in {found:?}"));
+        assert!(orphan.command.iter().any(|word| word.ends_with("/claude")) && orphan.memory > 0, "{orphan:?}");
+        assert!(!old.iter().any(|fact| fact.pid == pid), "it is not old");
     }
 
     #[test]

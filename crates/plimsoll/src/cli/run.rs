@@ -1,0 +1,490 @@
+//! `plimsoll run`: what was typed ([`RunArgs`]), and what it means ([`RunRequest`]).
+//!
+//! All that can be said to be wrong before anything is started is said here. The machine's facts are passed in.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use plimsoll_model::size::Human;
+use plimsoll_model::spec::{BoundaryChoice, LogSpec, Overflow};
+use plimsoll_model::{Limits, OnLimit, RunSpec, duration, size};
+
+use crate::fault::Fault;
+
+/// Run a command and hold its whole process tree at its limits
+///
+/// The command and all it starts is one tree. When `run` returns, the whole tree is gone, daemons included; when plimsoll is
+/// killed the tree goes too. An abnormal end is explained in three lines on stderr; `plimsoll explain` tells all of it.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "plimsoll run [OPTIONS] -- COMMAND [ARG…]",
+    after_help = "Sizes: 512m, 1.5g, 2GiB, plain bytes. Durations: 500ms, 30s, 5m, 1h30m.
+
+Examples:
+  plimsoll run -m 512m -- python3 app.py
+  plimsoll run -m 2g --on-limit largest -- node crawler.js
+  plimsoll run --timeout 10m --log-file job.log -- ./import.sh
+  plimsoll run -m 1g --pids-limit 256 --cpus 1.5 --name api -- ./server
+
+Exit code: the command's own; 128+n for signal n; 137 memory line; 124 timeout;
+125 plimsoll's own failure; 126 not executable; 127 not found; 2 usage."
+)]
+pub(crate) struct RunArgs {
+    /// Hard line of memory for the whole tree, at least 6m
+    #[arg(short, long, value_name = "SIZE", help_heading = "Limits")]
+    memory: Option<String>,
+    /// Memory and swap together; equal to --memory means no swap, -1 is unlimited [default: --memory]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits", allow_hyphen_values = true)]
+    memory_swap: Option<String>,
+    /// Memory kept for the tree as long as that is possible
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    memory_reservation: Option<String>,
+    /// Memory above which the tree is slowed down and reclaimed from
+    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    memory_high: Option<String>,
+    /// Who goes at the memory line: the tree, or the largest process below its root
+    #[arg(long, value_name = "WHO", value_enum, default_value_t, help_heading = "Limits")]
+    on_limit: OnLimitWord,
+    /// Processor time, in cores: 1.5
+    #[arg(long, value_name = "CORES", help_heading = "Limits", allow_hyphen_values = true)]
+    cpus: Option<String>,
+    /// Most processes and threads
+    #[arg(long, value_name = "N", help_heading = "Limits", allow_hyphen_values = true)]
+    pids_limit: Option<String>,
+    /// The kernel's inclination to kill it when the machine is full, -1000 to 1000
+    #[arg(long, value_name = "N", help_heading = "Limits", allow_hyphen_values = true)]
+    oom_score_adj: Option<String>,
+    /// What holds the tree: a kernel group, or a watchdog that samples
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t, help_heading = "Limits")]
+    boundary: BoundaryWord,
+    /// Ask the Plimsoll that runs here for room in its budget first, and wait for it
+    #[arg(long, help_heading = "Limits")]
+    join: bool,
+
+    /// End the tree after this long
+    #[arg(long, value_name = "DURATION", help_heading = "Time")]
+    timeout: Option<String>,
+    /// End the tree after this long without a byte on stdin, stdout or stderr
+    #[arg(long, value_name = "DURATION", help_heading = "Time")]
+    idle_timeout: Option<String>,
+    /// Grace between SIGTERM and SIGKILL when the tree is stopped
+    #[arg(long, value_name = "DURATION", default_value = "5s", help_heading = "Time")]
+    stop_timeout: String,
+
+    /// What to call it in certificates [default: the command's file name]
+    #[arg(long, value_name = "NAME", help_heading = "The command")]
+    name: Option<OsString>,
+    /// Set a variable, or with KEY alone pass ours on; may be repeated
+    #[arg(short, long, value_name = "KEY[=VALUE]", help_heading = "The command")]
+    env: Vec<OsString>,
+    /// Directory to run in
+    #[arg(short, long, value_name = "DIR", help_heading = "The command")]
+    workdir: Option<PathBuf>,
+
+    /// Write stdout and stderr to a file, rotated by size
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    log_file: Option<PathBuf>,
+    /// Size at which the log is rotated [default: 10m]
+    #[arg(long, value_name = "SIZE", help_heading = "Output")]
+    log_max_size: Option<String>,
+    /// Log files kept, the current one included [default: 3]
+    #[arg(long, value_name = "N", help_heading = "Output", allow_hyphen_values = true)]
+    log_max_files: Option<String>,
+    /// When the disk is slower than the command: make it wait, or drop bytes and say how many [default: block]
+    #[arg(long, value_name = "HOW", value_enum, help_heading = "Output")]
+    log_overflow: Option<OverflowWord>,
+    /// Write the certificate's JSON to a file, too
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    report: Option<PathBuf>,
+    /// Print nothing about the end
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, value_name = "COMMAND [ARG…]")]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum OnLimitWord {
+    /// Everything goes; the run ends with 137
+    #[default]
+    Tree,
+    /// The largest process below the root goes; the root lives and decides
+    Largest,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum BoundaryWord {
+    /// The strongest that this machine gives us
+    #[default]
+    Auto,
+    /// A kernel group, v2 or v1
+    Cgroup,
+    /// No group: a keeper that samples
+    Watchdog,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum OverflowWord {
+    /// The command waits; nothing is lost
+    #[default]
+    Block,
+    /// Bytes are dropped, and a line says how many
+    Drop,
+}
+
+/// What this machine has; `None` is not known, and then not checked.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Machine {
+    /// RAM, bytes.
+    pub(crate) memory: Option<u64>,
+    /// Processors that we may use.
+    pub(crate) processors: Option<u64>,
+}
+
+impl Machine {
+    /// Looks only for what the arguments ask about: start-up is to be quick.
+    pub(crate) fn look(args: &RunArgs) -> Self {
+        let sized = args.memory.is_some() || args.memory_reservation.is_some() || args.memory_high.is_some();
+        Self {
+            memory: sized.then(plimsoll_kernel::host::machine_memory).flatten().map(|memory| memory.total),
+            processors: args
+                .cpus
+                .as_ref()
+                .and_then(|_| std::thread::available_parallelism().ok())
+                .map(|processors| processors.get() as u64),
+        }
+    }
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RunRequest {
+    /// The tree.
+    pub(crate) spec: RunSpec,
+    /// Where the certificate's JSON goes, too.
+    pub(crate) report: Option<PathBuf>,
+    /// Print nothing about the end.
+    pub(crate) quiet: bool,
+    /// Ask a running Plimsoll's budget for room first.
+    pub(crate) join: bool,
+    /// `--memory-swap` was typed, so a machine that cannot count swap is an error and no footnote.
+    pub(crate) swap_asked_for: bool,
+}
+
+/// Below this the kernel can find nothing to kill and storms; Docker's minimum as well.
+const LEAST_MEMORY: u64 = 6 << 20;
+/// The kernel's smallest quota, 1 ms, of the usual period, 100 ms.
+const LEAST_CPU_MICROS: u64 = 10_000;
+/// Below this a log would be nothing but rotations.
+const LEAST_LOG: u64 = 4 << 10;
+/// A name is part of messages and tables.
+const LONGEST_NAME: usize = 128;
+
+/// Says what the arguments mean on this machine, or what is wrong with them. Looks at the paths that are named, and leaves
+/// nothing there.
+pub(crate) fn interpret(
+    args: &RunArgs,
+    machine: Machine,
+    inherited: impl Fn(&OsStr) -> Option<OsString>,
+) -> Result<RunRequest, Fault> {
+    let Some(program) = args.command.first() else {
+        return Err(Fault::usage(
+            "no command was given: run has nothing to start",
+            "plimsoll run [OPTIONS] -- COMMAND [ARG…]",
+        ));
+    };
+    let limits = limits(args, machine)?;
+    if args.join && limits.memory.is_none() {
+        return Err(Fault::usage(
+            "--join: without --memory nobody knows how much room to ask for",
+            "add --memory SIZE",
+        ));
+    }
+    let spec = RunSpec {
+        name: name(args.name.as_deref(), program)?,
+        command: args.command.clone(),
+        env: variables(&args.env, inherited)?,
+        workdir: args.workdir.clone(),
+        limits,
+        on_limit: match args.on_limit {
+            OnLimitWord::Tree => OnLimit::Tree,
+            OnLimitWord::Largest => OnLimit::Largest,
+        },
+        boundary: match args.boundary {
+            BoundaryWord::Auto => BoundaryChoice::Auto,
+            BoundaryWord::Cgroup => BoundaryChoice::Cgroup,
+            BoundaryWord::Watchdog => BoundaryChoice::Watchdog,
+        },
+        stop_timeout: duration_of("--stop-timeout", &args.stop_timeout)?,
+        timeout: limited_time("--timeout", args.timeout.as_deref())?,
+        idle_timeout: limited_time("--idle-timeout", args.idle_timeout.as_deref())?,
+        log: log(args)?,
+    };
+    if let Some(dir) = &spec.workdir {
+        usable_directory(dir)?;
+    }
+    for (option, path) in [("--log-file", &args.log_file), ("--report", &args.report)] {
+        if let Some(path) = path {
+            writable(option, path)?;
+        }
+    }
+    let swap_asked_for = args.memory_swap.is_some();
+    Ok(RunRequest { spec, report: args.report.clone(), quiet: args.quiet, join: args.join, swap_asked_for })
+}
+
+fn size_of(option: &str, text: Option<&str>) -> Result<Option<u64>, Fault> {
+    let read = |text| {
+        size::parse(text)
+            .map_err(|error| Fault::usage(format!("{option}: {error}"), format!("for example {option} 512m")))
+    };
+    text.map(read).transpose()
+}
+
+fn duration_of(option: &str, text: &str) -> Result<Duration, Fault> {
+    duration::parse(text)
+        .map_err(|error| Fault::usage(format!("{option}: {error}"), format!("for example {option} 30s")))
+}
+
+/// A time after which something happens: nothing at all is no such time.
+fn limited_time(option: &str, text: Option<&str>) -> Result<Option<Duration>, Fault> {
+    let Some(text) = text else { return Ok(None) };
+    match duration_of(option, text)? {
+        Duration::ZERO => Err(Fault::usage(
+            format!("{option}: `{text}` is no time at all, and the tree would end before it began"),
+            format!("leave {option} out for no limit"),
+        )),
+        time => Ok(Some(time)),
+    }
+}
+
+fn limits(args: &RunArgs, machine: Machine) -> Result<Limits, Fault> {
+    let memory = size_of("--memory", args.memory.as_deref())?;
+    if let (Some(bytes), Some(text)) = (memory, &args.memory)
+        && bytes < LEAST_MEMORY {
+            return Err(Fault::usage(
+                format!("--memory {text}: below 6 MiB the kernel finds nothing it could kill"),
+                "the least is --memory 6m",
+            ));
+        }
+    let fits = |option: &str, bytes: Option<u64>| match (bytes, machine.memory) {
+        (Some(bytes), Some(total)) if bytes > total => Err(Fault::cannot_run(
+            format!("{option} {}: this machine has {}, the line would never be met", Human(bytes), Human(total)),
+            format!("choose less than {}, or leave {option} out", Human(total)),
+        )),
+        _ => Ok(()),
+    };
+    fits("--memory", memory)?;
+    let below = |option: &str, text: Option<&str>| {
+        let bytes = size_of(option, text)?;
+        fits(option, bytes)?;
+        match (bytes, memory) {
+            (Some(bytes), Some(limit)) if bytes > limit => Err(Fault::usage(
+                format!("{option} {} is above --memory {}: it would never take effect", Human(bytes), Human(limit)),
+                format!("choose at most {}, or a larger --memory", Human(limit)),
+            )),
+            (Some(0), _) => Err(Fault::usage(
+                format!("{option} 0: nothing at all is no amount of memory"),
+                format!("leave {option} out for none"),
+            )),
+            _ => Ok(bytes),
+        }
+    };
+    Ok(Limits {
+        memory,
+        memory_swap: swap(args.memory_swap.as_deref(), memory)?,
+        memory_reservation: below("--memory-reservation", args.memory_reservation.as_deref())?,
+        memory_high: below("--memory-high", args.memory_high.as_deref())?,
+        cpu_micros: cpus(args.cpus.as_deref(), machine.processors)?,
+        pids: count("--pids-limit", args.pids_limit.as_deref(), u64::from(u32::MAX))?,
+        oom_score_adj: oom_score_adj(args.oom_score_adj.as_deref())?,
+    })
+}
+
+fn swap(text: Option<&str>, memory: Option<u64>) -> Result<Option<u64>, Fault> {
+    let Some(text) = text else { return Ok(memory) };
+    let Some(limit) = memory else {
+        return Err(Fault::usage(
+            format!("--memory-swap {text}: it is the total of memory and swap, and --memory is not set"),
+            "add --memory SIZE",
+        ));
+    };
+    if text == "-1" {
+        return Ok(None);
+    }
+    match size_of("--memory-swap", Some(text))? {
+        Some(total) if total < limit => Err(Fault::usage(
+            format!("--memory-swap {} is below --memory {}: it is their total", Human(total), Human(limit)),
+            format!("--memory-swap {} allows no swap, more than that allows some, -1 allows any", Human(limit)),
+        )),
+        total => Ok(total),
+    }
+}
+
+/// Millionths of a core out of `1.5`, read digit by digit so that what was typed is what is set.
+fn cpus(text: Option<&str>, processors: Option<u64>) -> Result<Option<u64>, Fault> {
+    let Some(text) = text else { return Ok(None) };
+    let wrong = || Fault::usage(format!("--cpus: `{text}` is no number of cores"), "for example --cpus 1.5");
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() && fraction.is_empty() || !digits(whole) || !digits(fraction) {
+        return Err(wrong());
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| wrong())? };
+    let part: u64 = format!("{fraction:0<6}")[..6].parse().map_err(|_| wrong())?;
+    let micros = whole.checked_mul(1_000_000).and_then(|micros| micros.checked_add(part)).ok_or_else(wrong)?;
+    match processors {
+        _ if micros < LEAST_CPU_MICROS => Err(Fault::usage(
+            format!("--cpus {text}: the kernel shares out no less than a hundredth of a core"),
+            "the least is --cpus 0.01",
+        )),
+        Some(there) if micros > there * 1_000_000 => Err(Fault::cannot_run(
+            format!("--cpus {text}: this machine gives us {there}"),
+            format!("choose at most {there}, or leave --cpus out"),
+        )),
+        _ => Ok(Some(micros)),
+    }
+}
+
+fn count(option: &str, text: Option<&str>, most: u64) -> Result<Option<u64>, Fault> {
+    let Some(text) = text else { return Ok(None) };
+    match text.parse() {
+        Ok(0) => {
+            Err(Fault::usage(format!("{option} 0: not even one would be left"), format!("the least is {option} 1")))
+        }
+        Ok(number) if number <= most => Ok(Some(number)),
+        _ => Err(Fault::usage(
+            format!("{option}: `{text}` is no number from 1 to {most}"),
+            format!("leave {option} out for the default"),
+        )),
+    }
+}
+
+fn oom_score_adj(text: Option<&str>) -> Result<Option<i16>, Fault> {
+    let Some(text) = text else { return Ok(None) };
+    match text.parse() {
+        Ok(-1000) => Err(Fault::usage(
+            "--oom-score-adj -1000: it would disable the memory line, for the kernel then kills nothing in the tree",
+            "the least is --oom-score-adj -999",
+        )),
+        Ok(number) if (-1000..=1000).contains(&number) => Ok(Some(number)),
+        _ => Err(Fault::usage(
+            format!("--oom-score-adj: `{text}` is no whole number from -999 to 1000"),
+            "1000 makes it the first to go when the machine is full, -999 the last",
+        )),
+    }
+}
+
+fn name(given: Option<&OsStr>, program: &OsStr) -> Result<String, Fault> {
+    let Some(given) = given else {
+        let file = Path::new(program).file_name().unwrap_or(program);
+        let plain: String = file.to_string_lossy().chars().filter(|c| !c.is_control()).take(LONGEST_NAME).collect();
+        return Ok(if plain.is_empty() { "unnamed".to_owned() } else { plain });
+    };
+    let help = "leave --name out to use the command's file name";
+    match given.to_str() {
+        None => Err(Fault::usage(format!("--name: `{}` is no UTF-8 text", given.to_string_lossy()), help)),
+        Some(text) if text.trim().is_empty() => {
+            Err(Fault::usage("--name: it is empty, and nobody could ask for it", help))
+        }
+        Some(text) if text.chars().any(char::is_control) => {
+            Err(Fault::usage(format!("--name: `{}` has control characters", text.escape_debug()), help))
+        }
+        Some(text) if text.len() > LONGEST_NAME => {
+            Err(Fault::usage(format!("--name: it is {} bytes long, the most is {LONGEST_NAME}", text.len()), help))
+        }
+        Some(text) => Ok(text.to_owned()),
+    }
+}
+
+/// `KEY=VALUE` as it is, `KEY` with our own value; one that we do not have is left out, as Docker does.
+fn variables(
+    typed: &[OsString],
+    inherited: impl Fn(&OsStr) -> Option<OsString>,
+) -> Result<Vec<(OsString, OsString)>, Fault> {
+    let mut variables = Vec::with_capacity(typed.len());
+    for text in typed {
+        let bytes = text.as_bytes();
+        let (key, value) = match bytes.iter().position(|&byte| byte == b'=') {
+            Some(at) => (OsStr::from_bytes(&bytes[..at]), Some(OsStr::from_bytes(&bytes[at + 1..]).to_owned())),
+            None => (text.as_os_str(), inherited(text)),
+        };
+        if key.is_empty() {
+            return Err(Fault::usage(
+                format!("--env: `{}` names no variable", text.to_string_lossy()),
+                "write --env KEY=VALUE, or --env KEY to pass ours on",
+            ));
+        }
+        if let Some(value) = value {
+            variables.push((key.to_owned(), value));
+        }
+    }
+    Ok(variables)
+}
+
+fn log(args: &RunArgs) -> Result<Option<LogSpec>, Fault> {
+    let Some(file) = &args.log_file else {
+        let alone = [
+            ("--log-max-size", args.log_max_size.is_some()),
+            ("--log-max-files", args.log_max_files.is_some()),
+            ("--log-overflow", args.log_overflow.is_some()),
+        ];
+        return match alone.iter().find(|(_, typed)| *typed) {
+            Some((option, _)) => {
+                Err(Fault::usage(format!("{option}: there is no log without --log-file"), "add --log-file FILE"))
+            }
+            None => Ok(None),
+        };
+    };
+    let max_size = size_of("--log-max-size", args.log_max_size.as_deref())?.unwrap_or(10 << 20);
+    if max_size < LEAST_LOG {
+        return Err(Fault::usage(
+            format!("--log-max-size {}: a log that small would only be rotated", Human(max_size)),
+            "the least is --log-max-size 4k",
+        ));
+    }
+    Ok(Some(LogSpec {
+        file: file.clone(),
+        max_size,
+        max_files: count("--log-max-files", args.log_max_files.as_deref(), 10_000)?.unwrap_or(3) as u32,
+        overflow: match args.log_overflow.unwrap_or_default() {
+            OverflowWord::Block => Overflow::Block,
+            OverflowWord::Drop => Overflow::Drop,
+        },
+    }))
+}
+
+fn usable_directory(dir: &Path) -> Result<(), Fault> {
+    let help = "name a directory that is there";
+    match std::fs::metadata(dir) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(Fault::cannot_run(format!("--workdir {}: it is no directory", dir.display()), help)),
+        Err(error) => Err(Fault::cannot_run(format!("--workdir {}: {error}", dir.display()), help)),
+    }
+}
+
+/// Whether a file could be written: by opening it, for permission bits alone do not tell (read-only mounts, capabilities).
+/// One that is made for that is removed again.
+fn writable(option: &str, path: &Path) -> Result<(), Fault> {
+    let unwritable = |error: std::io::Error| {
+        Fault::cannot_run(
+            format!("{option} {}: it cannot be written: {error}", path.display()),
+            "name a file in a directory that is there and that you may write to",
+        )
+    };
+    match std::fs::metadata(path) {
+        // Opening a pipe would wait for its reader, or wake it.
+        Ok(found) if found.file_type().is_fifo() => Ok(()),
+        Ok(_) => std::fs::OpenOptions::new().append(true).open(path).map(drop).map_err(unwritable),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+            made.and_then(|_| std::fs::remove_file(path)).map_err(unwritable)
+        }
+        Err(error) => Err(unwritable(error)),
+    }
+}
