@@ -63,9 +63,12 @@ impl Mode {
             for c in $(cat /sys/fs/cgroup/cgroup.controllers); do echo +$c >/sys/fs/cgroup/cgroup.subtree_control; done\n";
         const SWAP: &str = "for m in lzo-rle zsmalloc zram; do insmod /modules/$m.ko || echo \"guest: no module $m\"; done\n\
             echo 512M >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0 || echo 'guest: no swap'\n";
-        // The user's own processes need a group of theirs beside those that are made.
-        const DELEGATED: &str = "cd /sys/fs/cgroup; mkdir -p delegated/session\n\
-            chown nobody:nogroup delegated delegated/cgroup.procs delegated/cgroup.subtree_control delegated/cgroup.threads\n";
+        // The user's own processes need a group beside the one for trees: a group with processes has no controllers.
+        const DELEGATED: &str = "cd /sys/fs/cgroup; mkdir -p delegated/session delegated/trees\n\
+            for c in memory pids cpu; do echo +$c >delegated/cgroup.subtree_control; done\n\
+            chown nobody:nogroup delegated/cgroup.procs\n\
+            for d in session trees; do chown nobody:nogroup delegated/$d delegated/$d/cgroup.procs delegated/$d/cgroup.threads \
+            delegated/$d/cgroup.subtree_control; done\n";
         const V1: &str = "mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup\n\
             for c in memory pids cpu cpuacct cpuset freezer devices blkio; do\n\
             mkdir /sys/fs/cgroup/$c; mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c; done\n";
@@ -83,7 +86,7 @@ impl Mode {
     fn start(self) -> &'static str {
         match self {
             Self::V2Delegated => {
-                "cd /home; export PLIMSOLL_CGROUP_PARENT=/delegated XDG_STATE_HOME=/home/state XDG_RUNTIME_DIR=/home/run\n\
+                "cd /home; export PLIMSOLL_CGROUP_PARENT=/delegated/trees XDG_STATE_HOME=/home/state XDG_RUNTIME_DIR=/home/run\n\
                  sh -c 'echo $$ >/sys/fs/cgroup/delegated/session/cgroup.procs; exec su -s /bin/sh nobody -c \"sh /command\"' \
                  </dev/null\n"
             }

