@@ -98,6 +98,8 @@ pub(crate) fn main(extent: Extent, args: &[String]) -> Result<ExitCode, Failure>
         FAMILIES.iter().for_each(|family| println!("{}", family.name));
         return Ok(ExitCode::SUCCESS);
     }
+    // Without its script there is no such family.
+    let real = workspace::root().join(REAL_PROGRAMS).exists();
     let is_chosen = |name: &str| args.is_empty() || args.iter().any(|arg| name.starts_with(arg.as_str()));
     let is_there = |work: Work| real || !matches!(work, Work::RealPrograms);
     let chosen: Vec<&Family> =
