@@ -35,16 +35,16 @@ Exit code: the command's own; 128+n for signal n; 137 memory line; 124 timeout;
 )]
 pub(crate) struct RunArgs {
     /// Hard line of memory for the whole tree, at least 6m
-    #[arg(short, long, value_name = "SIZE", help_heading = "Limits")]
+    #[arg(short, long, value_name = "SIZE", allow_hyphen_values = true, help_heading = "Limits")]
     memory: Option<String>,
     /// Memory and swap together; equal to --memory means no swap, -1 is unlimited [default: --memory]
     #[arg(long, value_name = "SIZE", help_heading = "Limits", allow_hyphen_values = true)]
     memory_swap: Option<String>,
     /// Memory kept for the tree as long as that is possible
-    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, help_heading = "Limits")]
     memory_reservation: Option<String>,
     /// Memory above which the tree is slowed down and reclaimed from
-    #[arg(long, value_name = "SIZE", help_heading = "Limits")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, help_heading = "Limits")]
     memory_high: Option<String>,
     /// Who goes at the memory line: the tree, or the largest process below its root
     #[arg(long, value_name = "WHO", value_enum, default_value_t, help_heading = "Limits")]
@@ -66,13 +66,13 @@ pub(crate) struct RunArgs {
     join: bool,
 
     /// End the tree after this long
-    #[arg(long, value_name = "DURATION", help_heading = "Time")]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, help_heading = "Time")]
     timeout: Option<String>,
     /// End the tree after this long without a byte on stdin, stdout or stderr
-    #[arg(long, value_name = "DURATION", help_heading = "Time")]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, help_heading = "Time")]
     idle_timeout: Option<String>,
     /// Grace between SIGTERM and SIGKILL when the tree is stopped
-    #[arg(long, value_name = "DURATION", default_value = "5s", help_heading = "Time")]
+    #[arg(long, value_name = "DURATION", default_value = "5s", allow_hyphen_values = true, help_heading = "Time")]
     stop_timeout: String,
 
     /// What to call it in certificates [default: the command's file name]
@@ -266,23 +266,24 @@ fn limited_time(option: &str, text: Option<&str>) -> Result<Option<Duration>, Fa
 fn limits(args: &RunArgs, machine: Machine) -> Result<Limits, Fault> {
     let memory = size_of("--memory", args.memory.as_deref())?;
     if let (Some(bytes), Some(text)) = (memory, &args.memory)
-        && bytes < LEAST_MEMORY {
-            return Err(Fault::usage(
-                format!("--memory {text}: below 6 MiB the kernel finds nothing it could kill"),
-                "the least is --memory 6m",
-            ));
-        }
-    let fits = |option: &str, bytes: Option<u64>| match (bytes, machine.memory) {
-        (Some(bytes), Some(total)) if bytes > total => Err(Fault::cannot_run(
-            format!("{option} {}: this machine has {}, the line would never be met", Human(bytes), Human(total)),
+        && bytes < LEAST_MEMORY
+    {
+        return Err(Fault::usage(
+            format!("--memory {text}: below 6 MiB the kernel finds nothing it could kill"),
+            "the least is --memory 6m",
+        ));
+    }
+    let fits = |option: &str, text: Option<&str>, bytes: Option<u64>| match (text, bytes, machine.memory) {
+        (Some(text), Some(bytes), Some(total)) if bytes > total => Err(Fault::cannot_run(
+            format!("{option} {text}: this machine has {}, the line would never be met", Human(total)),
             format!("choose less than {}, or leave {option} out", Human(total)),
         )),
         _ => Ok(()),
     };
-    fits("--memory", memory)?;
+    fits("--memory", args.memory.as_deref(), memory)?;
     let below = |option: &str, text: Option<&str>| {
         let bytes = size_of(option, text)?;
-        fits(option, bytes)?;
+        fits(option, text, bytes)?;
         match (bytes, memory) {
             (Some(bytes), Some(limit)) if bytes > limit => Err(Fault::usage(
                 format!("{option} {} is above --memory {}: it would never take effect", Human(bytes), Human(limit)),
