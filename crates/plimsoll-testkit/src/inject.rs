@@ -64,8 +64,14 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     if parent.is_some() {
         truths.push(Truth::MemoryLimitParent);
     }
+    // Only in a guest: the machine itself runs out.
     if options.flag("--guest") {
         truths.push(Truth::HostOom);
+    }
+    if let Some(only) = options.text("--only") {
+        truths =
+            [Truth::HostOom].iter().chain(&truths).copied().filter(|truth| truth.cause() == only).take(1).collect();
+        assert!(!truths.is_empty(), "no cause {only}");
     }
     let mut matrix: BTreeMap<(Truth, String), u64> = BTreeMap::new();
     let (mut right, mut wrong_certain) = (0, 0);

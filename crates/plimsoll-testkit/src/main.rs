@@ -6,7 +6,7 @@
 //! ```text
 //! plimsoll-testkit conform   --plimsoll PATH --tier cgroup1|cgroup2|watchdog [--filter TEXT] [--list] [--table]
 //! plimsoll-testkit survive   --plimsoll PATH --tier T --trees N --seed S
-//! plimsoll-testkit inject    --plimsoll PATH --tier T --deaths N --seed S [--guest]
+//! plimsoll-testkit inject    --plimsoll PATH --tier T --deaths N --seed S [--guest] [--only CAUSE]
 //! plimsoll-testkit overshoot --plimsoll PATH [--line 256m] [--runs N] [--procs N] [--after 10s]
 //! plimsoll-testkit work      WORKLOAD …
 //! ```

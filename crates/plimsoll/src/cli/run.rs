@@ -21,6 +21,7 @@ use crate::fault::Fault;
 /// killed the tree goes too. An abnormal end is explained in three lines on stderr; `plimsoll explain` tells all of it.
 #[derive(Debug, Args)]
 #[command(
+    args_override_self = true,
     override_usage = "plimsoll run [OPTIONS] -- COMMAND [ARG…]",
     after_help = "Sizes: 512m, 1.5g, 2GiB, plain bytes. Durations: 500ms, 30s, 5m, 1h30m.
 
