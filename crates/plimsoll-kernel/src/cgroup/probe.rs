@@ -185,7 +185,7 @@ fn has_word(dir: &Dir, file: &str, word: &str) -> bool {
 }
 
 fn writable(dir: &Path) -> Result<(), String> {
-    accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).map_err(|errno| match errno {
+    accessat(CWD, dir, Access::WRITE_OK, AtFlags::EACCESS).map_err(|errno| match errno {
         rustix::io::Errno::ROFS => format!("{} is mounted read-only", dir.display()),
         rustix::io::Errno::ACCESS => format!("{} is not writable for this user", dir.display()),
         rustix::io::Errno::NOENT => format!("{} does not exist", dir.display()),
