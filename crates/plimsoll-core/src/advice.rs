@@ -5,7 +5,7 @@ use plimsoll_model::ending::{Ending, RootExit};
 use plimsoll_model::size::Human;
 use plimsoll_model::{Cause, Certificate, duration};
 
-use crate::verdict::{crash_name, errno_words};
+use crate::verdict::{errno_words, signal_name};
 
 /// The smallest line that `run` takes.
 const SMALLEST: u64 = 6 << 20;
@@ -39,7 +39,7 @@ pub fn advice(certificate: &Certificate, ending: &Ending) -> String {
             let signal = certificate.exit.signal.unwrap_or_default();
             format!(
                 "A fault of the program itself ({}), not of memory: allow core dumps (ulimit -c unlimited) and look at the trace.",
-                crash_name(signal).unwrap_or("a crash signal")
+                signal_name(signal)
             )
         }
         Cause::MemoryLimit => memory_limit(certificate, top),

@@ -3,23 +3,41 @@
 //! | first that applies | cause | certain when |
 //! |---|---|---|
 //! | it was never executed | start_failed | always |
-//! | a decision of ours | its cause | always |
+//! | a decision of ours, whatever wait status it provoked | the decision's | always |
 //! | a crash signal | crashed | always (wait status) |
-//! | SIGKILL, or the code 137, and a member was killed for memory | by whose limit, below | the kernel's log, or the group's own `oom`, names the limit |
-//! | SIGKILL and nothing | external_kill | counters and kmsg are readable and silent |
+//! | SIGKILL, or the code 137 that reports one, and a member was killed for memory | by whose limit, below | below |
+//! | the code 247 (a script's `exit(-9)`), and the same | the same | never |
+//! | SIGKILL and nothing | external_kill | counters and kmsg were read and are silent |
 //! | another signal | external_signal | the same |
 //! | a code | exited, failed | the counters were read and did not move |
-//! | nobody could wait for it | by the kills, else unknown | never |
+//! | nobody could wait for the root | by the kills, else unknown | never |
 //!
 //! # Whose limit it was
 //! v1 counts a kill in the victim's own group, whatever limit was the reason; v2 counts it there and in every group
-//! above. So a moved `oom_kill` says that the kernel killed one of ours, not for whom. That is said by kmsg
-//! (`oom_memcg`, or the machine), else by `oom` of `memory.events.local` (v2), else by which limit was hit at all
-//! (`memory.failcnt`): likely then, unless no limit above and nothing on the machine can have been the reason.
+//! above. So a moved `oom_kill` says that the kernel killed one of ours, and not for whom. The first of these that is
+//! there says it:
+//!
+//! | what says it | memory_limit | memory_limit_parent | host_oom |
+//! |---|---|---|---|
+//! | kmsg, the victim's group being ours | `oom_memcg` is ours or below it: certain | it is above ours: certain | no `oom_memcg`: certain |
+//! | v2, `oom` of `memory.events.local` | ours moved: certain, if none above did | one above moved: likely | none moved: likely |
+//! | v1, the peak beside the limit | ours was met: likely | ours not, one above was: likely | none was: likely |
+//! | no group of ours: kmsg by pid | – | a group's limit: certain if it is the group around us, that counted a kill, and the root's pid; else likely | the machine's: the same |
+//! | no group of ours, no line | – | the group around us counted a kill: likely | the machine did: possible |
+//!
+//! Lines that contradict each other or the counters make it likely; so does a log that should have a line and has
+//! none (the kernel logs at most ten kills in five seconds). Pids of the log belong to the machine's own namespace and
+//! paths to its root: our names may be shorter, so a logged path may end with ours, and a pid alone proves nothing.
 
-use plimsoll_model::ending::{Decision, Ending, GroupCounters, OomKill, OomScope, RootExit};
+mod kills;
+mod words;
+
+use plimsoll_model::ending::{Decision, Ending, RootExit};
 use plimsoll_model::size::Human;
 use plimsoll_model::{Cause, Confidence, Evidence, duration};
+
+use kills::{Kills, ends_by_memory};
+pub use words::{errno_words, is_crash, signal_name};
 
 /// The judgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,23 +46,13 @@ pub struct Verdict {
     pub cause: Cause,
     /// How sure.
     pub confidence: Confidence,
-    /// On what grounds, the weightiest first.
+    /// On what grounds, the weightiest first; what could not be read stands last, unless it is certain without.
     pub evidence: Vec<Evidence>,
-    /// Members that the kernel killed for memory.
+    /// Members that the kernel killed for memory, at least.
     pub killed_inside: u64,
 }
 
 const SIGKILL: i32 = 9;
-
-/// Signals of a fault of the program itself, with their names: numbers as on x86, Arm and RISC-V.
-const CRASHES: [(i32, &str); 7] =
-    [(4, "SIGILL"), (5, "SIGTRAP"), (6, "SIGABRT"), (7, "SIGBUS"), (8, "SIGFPE"), (11, "SIGSEGV"), (31, "SIGSYS")];
-
-/// Name of a signal that ends a process by a fault of its own.
-#[must_use]
-pub fn crash_name(signal: i32) -> Option<&'static str> {
-    CRASHES.iter().find(|(number, _)| *number == signal).map(|(_, name)| *name)
-}
 
 fn evidence(source: &str, detail: impl Into<String>) -> Evidence {
     Evidence { source: source.to_owned(), detail: detail.into() }
@@ -54,96 +62,68 @@ fn evidence(source: &str, detail: impl Into<String>) -> Evidence {
 #[must_use]
 pub fn verdict(ending: &Ending) -> Verdict {
     let kills = Kills::of(ending);
-    let mut judged = judge(ending, &kills);
-    if judged.confidence != Confidence::Certain && !ending.unreadable.is_empty() {
-        judged.evidence.push(evidence("plimsoll", format!("not readable: {}", ending.unreadable.join(", "))));
+    let (cause, confidence, mut grounds) = judge(ending, &kills);
+    if confidence != Confidence::Certain {
+        let mut unreadable = ending.unreadable.clone();
+        if ending.kmsg.is_none() && !unreadable.iter().any(|what| what.contains("kmsg")) {
+            unreadable.push("/dev/kmsg".to_owned());
+        }
+        if !unreadable.is_empty() {
+            grounds.push(evidence("plimsoll", format!("not readable: {}", unreadable.join(", "))));
+        }
     }
-    judged
+    Verdict { cause, confidence, evidence: grounds, killed_inside: kills.count }
 }
 
-fn judge(ending: &Ending, kills: &Kills<'_>) -> Verdict {
-    let with = |cause, confidence, mut grounds: Vec<Evidence>, also: Vec<Evidence>| {
-        grounds.extend(also);
-        Verdict { cause, confidence, evidence: grounds, killed_inside: kills.count }
-    };
-    let wait_status = wait_status(ending.exit);
+fn judge(ending: &Ending, kills: &Kills<'_>) -> (Cause, Confidence, Vec<Evidence>) {
     if let RootExit::NotStarted { errno } = ending.exit {
-        let words = errno_words(errno);
-        return with(Cause::StartFailed, Confidence::Certain, vec![evidence("exec", words)], Vec::new());
+        return (Cause::StartFailed, Confidence::Certain, vec![evidence("exec", errno_words(errno))]);
     }
+    let status = wait_status(ending.exit);
     if let Some(decision) = &ending.decision {
         let (cause, detail) = decided(decision);
-        let also = kills.grounds().into_iter().chain(wait_status).collect();
-        return with(cause, Confidence::Certain, vec![evidence("plimsoll", detail)], also);
+        let mut grounds = vec![evidence("plimsoll", detail)];
+        grounds.extend(kills.grounds());
+        // How a root ended that we killed unseen is no news.
+        grounds.extend((ending.exit != RootExit::Unknown).then_some(status));
+        return (cause, Confidence::Certain, grounds);
     }
-    let grounds = kills.grounds();
+    let mut grounds = kills.grounds();
+    if ends_by_memory(ending.exit) && kills.count > 0 {
+        let (cause, confidence) = kills.whose();
+        // Of these ends the kill of some member need not have been the reason.
+        let doubted = matches!(ending.exit, RootExit::Unknown | RootExit::Code(247));
+        grounds.push(status);
+        return (cause, if doubted { confidence.min(Confidence::Likely) } else { confidence }, grounds);
+    }
+    grounds.insert(0, status);
+    let certain_if = |silent: bool| if silent { Confidence::Certain } else { Confidence::Likely };
     match ending.exit {
-        RootExit::Signal(signal) if crash_name(signal).is_some() => {
-            with(Cause::Crashed, Confidence::Certain, wait_status.into_iter().collect(), grounds)
-        }
-        RootExit::Signal(SIGKILL) | RootExit::Code(137) | RootExit::Unknown if kills.count > 0 => {
-            let (cause, confidence) = kills.whose(ending);
-            // Nobody saw the root's end: the kill of some member need not have been the reason.
-            let confidence =
-                if ending.exit == RootExit::Unknown { confidence.min(Confidence::Likely) } else { confidence };
-            with(cause, confidence, grounds, wait_status.into_iter().collect())
-        }
+        RootExit::Signal(signal) if is_crash(signal) => (Cause::Crashed, Confidence::Certain, grounds),
         RootExit::Signal(signal) => {
+            grounds.extend(kills.silence());
             let cause = if signal == SIGKILL { Cause::ExternalKill } else { Cause::ExternalSignal };
-            let silent = kills.readable && ending.kmsg.is_some() && kills.count == 0;
-            // Another signal than SIGKILL is never the kernel's for memory, but without the log we have not looked.
-            let confidence = if silent { Confidence::Certain } else { Confidence::Likely };
-            let also = grounds.into_iter().chain(kills.silence(ending)).collect();
-            with(cause, confidence, wait_status.into_iter().collect(), also)
+            (cause, certain_if(kills.none_for_sure), grounds)
         }
         RootExit::Code(code) => {
             let cause = if code == 0 { Cause::Exited } else { Cause::Failed };
-            let confidence = if kills.readable && kills.count == 0 { Confidence::Certain } else { Confidence::Likely };
-            with(cause, confidence, wait_status.into_iter().collect(), grounds)
+            (cause, certain_if(kills.counters_silent), grounds)
         }
-        RootExit::Unknown | RootExit::NotStarted { .. } => with(
-            Cause::Unknown,
-            Confidence::Possible,
-            vec![evidence("wait status", "nobody was left to wait for the root")],
-            kills.silence(ending),
-        ),
+        RootExit::Unknown | RootExit::NotStarted { .. } => {
+            grounds.extend(kills.silence());
+            (Cause::Unknown, Confidence::Possible, grounds)
+        }
     }
 }
 
-fn wait_status(exit: RootExit) -> Option<Evidence> {
-    match exit {
-        RootExit::Code(code) => Some(evidence("wait status", format!("exit code {code}"))),
-        RootExit::Signal(signal) => {
-            let name = crash_name(signal).map_or_else(
-                || match signal {
-                    1 => "SIGHUP".to_owned(),
-                    2 => "SIGINT".to_owned(),
-                    9 => "SIGKILL".to_owned(),
-                    13 => "SIGPIPE".to_owned(),
-                    14 => "SIGALRM".to_owned(),
-                    15 => "SIGTERM".to_owned(),
-                    number => format!("signal {number}"),
-                },
-                str::to_owned,
-            );
-            Some(evidence("wait status", format!("ended by {name}")))
-        }
-        RootExit::NotStarted { .. } | RootExit::Unknown => None,
-    }
-}
-
-/// The error of exec in words, with its name.
-#[must_use]
-pub fn errno_words(errno: i32) -> String {
-    match errno {
-        2 => "ENOENT: no such file, or not found in PATH".into(),
-        7 => "E2BIG: the arguments and the environment are too long".into(),
-        8 => "ENOEXEC: no program that this machine can run (a script needs a first line such as #!/bin/sh)".into(),
-        12 => "ENOMEM: no memory to start it".into(),
-        13 => "EACCES: not executable, or not permitted".into(),
-        20 => "ENOTDIR: a part of the path is no directory".into(),
-        number => format!("error number {number}"),
-    }
+fn wait_status(exit: RootExit) -> Evidence {
+    let detail = match exit {
+        RootExit::Code(code @ (137 | 247)) => format!("exit code {code}, as of one whose child died of SIGKILL"),
+        RootExit::Code(code) => format!("exit code {code}"),
+        RootExit::Signal(signal) => format!("ended by {}", signal_name(signal)),
+        RootExit::NotStarted { .. } | RootExit::Unknown => "nobody was left to wait for the root".to_owned(),
+    };
+    evidence("wait status", detail)
 }
 
 fn decided(decision: &Decision) -> (Cause, String) {
@@ -164,161 +144,6 @@ fn decided(decision: &Decision) -> (Cause, String) {
         Decision::Evicted(reason) => (Cause::Evicted, reason.clone()),
         Decision::Recycled(reason) => (Cause::Recycled, reason.clone()),
     }
-}
-
-/// What the kernel killed of ours for memory.
-struct Kills<'e> {
-    /// Members killed: by the group's counter, or by the log where there is no group.
-    count: u64,
-    /// The counters that would have told were readable.
-    readable: bool,
-    own: Option<&'e GroupCounters>,
-    /// Log lines that speak of ours.
-    lines: Vec<&'e OomKill>,
-    /// A group above whose own counters moved, without a group of ours.
-    around: Option<&'e GroupCounters>,
-}
-
-/// Whether `path` is `group` or below it. Inside a namespace our own names are shorter than the log's: then the log's
-/// name ends with ours.
-fn within(path: &str, group: &str) -> bool {
-    path == group || path.strip_prefix(group).is_some_and(|rest| group.ends_with('/') || rest.starts_with('/'))
-}
-
-fn names_same(logged: &str, ours: &str) -> bool {
-    logged == ours || (ours.len() > 1 && logged.ends_with(ours))
-}
-
-impl<'e> Kills<'e> {
-    fn of(ending: &'e Ending) -> Self {
-        let own = ending.own.as_ref();
-        let lines: Vec<&OomKill> = ending
-            .kmsg
-            .iter()
-            .flatten()
-            .filter(|line| match own {
-                // Ours: the victim's group is our group, or one that the tree made below it.
-                Some(own) => line.task_group.as_deref().is_some_and(|group| {
-                    names_same(group, &own.path) || within(group, &own.path) || contains_path(group, &own.path)
-                }),
-                None => ending.pids.contains(&line.pid),
-            })
-            .collect();
-        // Without a group only a group above could have counted; the kill may have been a neighbour's.
-        let around = ending.ancestors.iter().find(|group| own.is_none() && group.oom_kill.moved() > 0);
-        let died_of_kill = matches!(ending.exit, RootExit::Signal(SIGKILL) | RootExit::Code(137) | RootExit::Unknown);
-        let count = match own {
-            Some(own) => own.oom_kill.moved().max(lines.len() as u64),
-            None if !lines.is_empty() => lines.len() as u64,
-            None if died_of_kill => around.map_or(0, |group| group.oom_kill.moved()),
-            None => 0,
-        };
-        // The machine's counter moves for every kill: silent, it speaks for all groups.
-        let host_silent = ending.host_oom_kill.is_some_and(|kills| kills.moved() == 0);
-        // A machine-wide kill of an unreadable log may have been ours without a group to tell.
-        let host_unclear = own.is_none()
-            && count == 0
-            && died_of_kill
-            && ending.kmsg.is_none()
-            && ending.host_oom_kill.is_some_and(|kills| kills.moved() > 0);
-        let count = if host_unclear && ending.exit == RootExit::Signal(SIGKILL) { 1 } else { count };
-        Self {
-            count,
-            readable: own.is_some() || host_silent || (own.is_none() && ending.kmsg.is_some()),
-            own,
-            lines,
-            around,
-        }
-    }
-
-    fn grounds(&self) -> Vec<Evidence> {
-        let mut grounds = Vec::new();
-        for group in self.own.iter().filter(|own| own.oom_kill.moved() > 0).chain(&self.around) {
-            let moved = format!("oom_kill {} -> {}", group.oom_kill.before, group.oom_kill.after);
-            let whose = if self.own.is_some() { String::new() } else { format!(" of {}", group.path) };
-            grounds.push(evidence(group.source, moved + &whose));
-        }
-        for line in self.lines.iter().take(3) {
-            let whose = match (line.scope, &line.oom_group) {
-                (OomScope::Host, _) => "for want of memory on the machine".to_owned(),
-                (OomScope::Group, Some(group)) => format!("for the limit of {group}"),
-                (OomScope::Group, None) => "for the limit of a group".to_owned(),
-            };
-            grounds.push(evidence("kmsg", format!("oom-kill of {} (pid {}) {whose}", line.task, line.pid)));
-        }
-        grounds
-    }
-
-    /// What was looked at and said nothing.
-    fn silence(&self, ending: &Ending) -> Vec<Evidence> {
-        let mut silent = Vec::new();
-        if let Some(own) = self.own
-            && own.oom_kill.moved() == 0
-        {
-            silent.push(evidence(own.source, format!("oom_kill stayed {}", own.oom_kill.after)));
-        }
-        if ending.kmsg.is_some() && self.lines.is_empty() {
-            silent.push(evidence("kmsg", "no oom-kill of this tree"));
-        }
-        if let Some(kills) = ending.host_oom_kill
-            && kills.moved() == 0
-        {
-            silent.push(evidence("/proc/vmstat", "oom_kill did not move: the kernel killed nobody for memory"));
-        }
-        silent
-    }
-
-    /// Whose limit the kills were for.
-    fn whose(&self, ending: &Ending) -> (Cause, Confidence) {
-        // The log says it outright. Of several kills the last one belongs to the end.
-        if let Some(line) = self.lines.last() {
-            return match (line.scope, &line.oom_group, self.own) {
-                (OomScope::Host, ..) => (Cause::HostOom, Confidence::Certain),
-                (OomScope::Group, Some(group), Some(own)) => {
-                    if names_same(group, &own.path) || within(group, &own.path) || contains_path(group, &own.path) {
-                        (Cause::MemoryLimit, Confidence::Certain)
-                    } else {
-                        (Cause::MemoryLimitParent, Confidence::Certain)
-                    }
-                }
-                (OomScope::Group, _, None) => (Cause::MemoryLimitParent, Confidence::Certain),
-                (OomScope::Group, None, Some(_)) => (Cause::MemoryLimit, Confidence::Possible),
-            };
-        }
-        let Some(own) = self.own else {
-            return match self.around {
-                Some(_) => (Cause::MemoryLimitParent, Confidence::Likely),
-                None => (Cause::HostOom, Confidence::Possible),
-            };
-        };
-        if let Some(oom) = own.oom {
-            if oom.moved() > 0 {
-                return (Cause::MemoryLimit, Confidence::Certain);
-            }
-            if ending.ancestors.iter().any(|group| group.oom.is_some_and(|oom| oom.moved() > 0)) {
-                return (Cause::MemoryLimitParent, Confidence::Likely);
-            }
-            return (Cause::HostOom, Confidence::Likely);
-        }
-        let hit =
-            |group: &GroupCounters| group.limit.is_some() && group.limit_hits.is_some_and(|hits| hits.moved() > 0);
-        let at_line = own.limit.zip(own.peak).is_some_and(|(limit, peak)| peak + (1 << 20).max(limit / 100) >= limit);
-        let above = ending.ancestors.iter().any(hit);
-        match (hit(own) && at_line, above) {
-            // Its own line was met and no other one was touched: nothing else can have been the reason, but that the
-            // machine itself ran out at the same instant is only excluded by the log.
-            (true, false) => (Cause::MemoryLimit, Confidence::Likely),
-            (true, true) => (Cause::MemoryLimit, Confidence::Possible),
-            (false, true) => (Cause::MemoryLimitParent, Confidence::Likely),
-            (false, false) => (Cause::HostOom, Confidence::Likely),
-        }
-    }
-}
-
-/// A logged path that has our whole path as a run of its components: a group that the tree made below ours, seen from
-/// outside our namespace.
-fn contains_path(logged: &str, ours: &str) -> bool {
-    ours.len() > 1 && (logged.contains(&format!("{ours}/")) || logged.ends_with(ours))
 }
 
 #[cfg(test)]
