@@ -1,5 +1,5 @@
-//! How fast a tree grows: the Theil–Sen slope, the median over all pairs of samples, which a burst or a drop in under
-//! 29 % of the samples does not move (Sen 1968, "Estimates of the regression coefficient based on Kendall's tau").
+//! How fast a tree grows: the Theil–Sen slope, the median over all pairs of samples, which whatever happens in under
+//! 29 % of them does not move (Sen 1968, "Estimates of the regression coefficient based on Kendall's tau").
 
 use plimsoll_model::Sample;
 
@@ -45,13 +45,33 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_fifth_of_outliers_changes_little(rate in 0u64..1 << 30, outliers in prop::collection::vec((0usize..50, any::<u32>()), 0..10)) {
-            let mut samples: Vec<Sample> = (0..50).map(|s| sample(s * 1000, s * rate)).collect();
+        fn a_fifth_of_outliers_changes_nothing(
+            rate in -(1i64 << 40)..1i64 << 40,
+            outliers in prop::collection::vec((0usize..50, 0u64..1 << 60), 0..=10),
+        ) {
+            let mut samples: Vec<Sample> =
+                (0..50).map(|s| sample(s * 1000, (1i64 << 50).saturating_add(rate * s as i64) as u64)).collect();
             for (at, bytes) in outliers {
-                samples[at].memory_bytes = u64::from(bytes);
+                samples[at].memory_bytes = bytes;
             }
+            // More than half of all pairs are untouched and have this very slope.
             let grown = growth_bytes_per_s(&samples);
-            prop_assert!((grown - rate as i64).unsigned_abs() <= rate / 5 + (1 << 27), "{grown} for {rate}");
+            prop_assert!(grown.abs_diff(rate) <= 1, "{grown} for {rate}");
+        }
+
+        #[test]
+        fn noise_evens_out(rate in 0u64..1 << 30, noise in prop::collection::vec(0u64..1 << 20, 60)) {
+            let samples: Vec<Sample> =
+                noise.iter().enumerate().map(|(s, noise)| sample(s as u64 * 1000, s as u64 * rate + noise)).collect();
+            prop_assert!(growth_bytes_per_s(&samples).abs_diff(rate as i64) <= 1 << 19);
+        }
+
+        #[test]
+        fn a_forecast_is_met(headroom in any::<u64>(), growth in any::<i64>()) {
+            match forecast_ms(headroom, growth) {
+                Some(ms) => prop_assert!(u128::from(ms) * growth as u128 <= u128::from(headroom) * 1000),
+                None => prop_assert!(growth <= 0 || u128::from(headroom) * 1000 / growth as u128 > u64::MAX.into()),
+            }
         }
 
         #[test]
