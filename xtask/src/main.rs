@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a tool for the terminal and nothing else")]
 
+mod bench;
 mod cpio;
 mod deny;
 mod docker;
@@ -21,6 +22,7 @@ const USAGE: &str = "usage: cargo xtask VERB
   soak [FAMILY…]     the same with whole counts
   guest -- COMMAND   a command on a kernel of its own: --mode v2|v2-swap|v2-delegated|v1|hybrid, --memory MIB
   docker -- COMMAND  a command in an ordinary container with a memory limit of its own
+  bench run          what `run` costs, both sides measured in one run; --quick for a fifth of the rounds
   packages           what tests and benchmarks need from Debian, and why; --install gets it";
 
 fn main() -> ExitCode {
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     let done = match verb {
         "test" => test::main(test::Extent::Part, rest),
         "soak" => test::main(test::Extent::Whole, rest),
+        "bench" => bench::main(rest),
         "guest" => guest::main(rest),
         "docker" => docker::main(rest),
         "packages" => packages::main(rest),

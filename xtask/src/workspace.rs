@@ -38,11 +38,20 @@ pub(crate) fn cargo() -> std::process::Command {
 
 /// Builds the binaries that the system tests drive, with the profile made for them.
 pub(crate) fn build() -> Result<Binaries, Failure> {
+    build_with("system")
+}
+
+/// Builds them as they are released.
+pub(crate) fn build_release() -> Result<Binaries, Failure> {
+    build_with("release")
+}
+
+fn build_with(profile: &str) -> Result<Binaries, Failure> {
     succeed(cargo().args([
         "build",
         "--quiet",
         "--profile",
-        "system",
+        profile,
         "--package",
         "plimsoll",
         "--package",
@@ -53,6 +62,6 @@ pub(crate) fn build() -> Result<Binaries, Failure> {
         .lines()
         .find_map(|line| line.strip_prefix("host: "))
         .ok_or_else(|| Failure(format!("rustc -vV names no host: {version:?}")))?;
-    let folder = target().join(host).join("system");
+    let folder = target().join(host).join(profile);
     Ok(Binaries { plimsoll: folder.join("plimsoll"), testkit: folder.join("plimsoll-testkit") })
 }

@@ -1,0 +1,49 @@
+//! `cargo xtask bench`: tables with both sides measured in one run, side by side in turn, medians and ratios.
+
+mod run;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::exec::Failure;
+
+/// `cargo xtask bench run [--quick]`.
+pub(crate) fn main(args: &[String]) -> Result<ExitCode, Failure> {
+    match args.first().map(String::as_str) {
+        Some("run") => run::main(&args[1..]),
+        _ => Err(Failure("usage: cargo xtask bench run [--quick]".into())),
+    }
+}
+
+/// The middle one of some durations; zero of none.
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// One line of a table.
+struct Row {
+    what: String,
+    ours: String,
+    theirs: String,
+    ratio: String,
+    goal: &'static str,
+    met: bool,
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.2} ms", time.as_secs_f64() * 1e3)
+}
+
+fn ratio(ours: Duration, theirs: Duration) -> f64 {
+    ours.as_secs_f64() / theirs.as_secs_f64().max(1e-9)
+}
+
+/// Prints rows as a table of Markdown, which is a table on a terminal as well.
+fn print(rows: &[Row]) {
+    println!("| what | plimsoll | against | ratio | goal | met |\n|---|---|---|---|---|---|");
+    for row in rows {
+        let Row { what, ours, theirs, ratio, goal, met } = row;
+        println!("| {what} | {ours} | {theirs} | {ratio} | {goal} | {} |", if *met { "yes" } else { "NO" });
+    }
+}
