@@ -495,10 +495,17 @@ fn fork_bomb(bench: &Bench) -> Check {
         return ended(&bench.run(&["--timeout", "400ms"], &["@forkbomb", "--max", "100"]), 124, "timeout");
     }
     let running = bench.start(&["--pids-limit", "200", "-m", "512m", "--stop-timeout", "0s"], &["@forkbomb"]);
-    ensure!(eventually(|| alive(&running.tag).len() >= 150), "the bomb is a dud");
+    let there = eventually(|| alive(&running.tag).len() >= 150);
+    if !there {
+        let members = alive(&running.tag).len();
+        let _ = plimsoll_kernel::signal::send(running.front(), 15);
+        return Err(format!("the bomb is a dud: {members} members; {:?}", running.wait()));
+    }
     plimsoll_kernel::signal::send(running.front(), 15).map_err(|error| error.to_string())?;
     let outcome = running.wait();
-    ended(&outcome, 137, "stopped")?;
+    // Without grace the root dies of whichever signal is first.
+    ensure!(matches!(outcome.code, Some(137 | 143)) && outcome.cause() == "stopped", "{outcome:?}");
+    nobody_left(&outcome)?;
     ensure!(outcome.report["tree"]["peak_processes"].as_u64() >= Some(150), "{}", outcome.report);
     Ok(())
 }
