@@ -191,7 +191,8 @@ fn sleepers(count: u64) {
 /// Starts copies of itself that start copies of themselves, until a limit stops it.
 fn fork_bomb(max: u64) {
     let limited = std::fs::read_to_string("/proc/self/cgroup").is_ok_and(|text| text.contains("plimsoll"));
-    assert!(limited || max <= 200, "a fork bomb runs only inside a group of plimsoll's, or with a small --max");
+    let held = limited || std::env::var_os("PLIMSOLL_ID").is_some();
+    assert!(held || max <= 200, "a fork bomb runs only inside a group of plimsoll's, or with a small --max");
     bomb_leaf(max);
 }
 
