@@ -148,6 +148,8 @@ impl Folder {
         testkit.args(arguments).arg("--plimsoll").arg(self.0.join("plimsoll")).arg("--scratch").arg(&home);
         testkit.current_dir(&home).env("HOME", &home).env("TMPDIR", &home);
         testkit.env("PLIMSOLL_STATE_DIR", home.join("state")).env("PLIMSOLL_RUNTIME_DIR", home.join("run"));
+        // Ours may name folders that this user cannot even look into.
+        testkit.env("PATH", "/usr/local/bin:/usr/bin:/bin");
         testkit.env_remove("PLIMSOLL_CGROUP_PARENT").env_remove("PLIMSOLL_ID");
         testkit
     }
