@@ -12,6 +12,9 @@ use crate::{exec, packages};
 /// The memory limit of the container: its own line, which a tree inside must not make it meet.
 pub(crate) const MEMORY: &str = "512m";
 
+/// A fork bomb inside stops at this many tasks: nobody else bounds it there.
+const TASKS: &str = "512";
+
 const IMAGE: &str = "plimsoll-test";
 
 /// A running engine with our image.
@@ -113,7 +116,19 @@ impl Engine {
     /// `args` in a fresh container: ordinary capabilities, a read-only cgroup mount, [`MEMORY`], no network.
     pub(crate) fn run(&self, args: &[String]) -> Command {
         let mut docker = self.docker();
-        docker.args(["run", "--rm", "--network", "none", "--memory", MEMORY, "--tmpfs", "/tmp:mode=1777", IMAGE]);
+        docker.args([
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--memory",
+            MEMORY,
+            "--pids-limit",
+            TASKS,
+            "--tmpfs",
+            "/tmp:mode=1777",
+            IMAGE,
+        ]);
         // A shell as pid 1 reaps what is orphaned, as an init in an image does; it must not exec the command.
         docker.args(["/bin/sh", "-c", "\"$@\"; exit $?", "sh"]).args(args);
         docker

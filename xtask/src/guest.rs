@@ -166,6 +166,7 @@ pub(crate) fn run(binaries: &Binaries, boot: &Boot<'_>, mut on_line: impl FnMut(
     let kernel = kernel()?;
     let image = kernel.image.file_name().unwrap_or_default().to_string_lossy();
     println!("guest: {image}, {}, {} MiB, {}", boot.mode.name(), boot.memory_mib, accelerator());
+    remove_stale()?;
     let initrd = workspace::scratch(&format!("guest-{}", std::process::id()))?.join("initrd");
     std::fs::write(&initrd, root(binaries, &kernel, boot)?).map_err(Failure::on("write", &initrd))?;
     let mut qemu = command("setpriv"); // so that it goes with us, whatever ends us
@@ -214,6 +215,19 @@ pub(crate) fn run(binaries: &Binaries, boot: &Boot<'_>, mut on_line: impl FnMut(
             "the guest ended (qemu: exit code {code}) before its command did; its last words: {last:?}"
         ))),
     }
+}
+
+/// Removes what guests left whose xtask was killed.
+fn remove_stale() -> Result<(), Failure> {
+    for folder in files(&workspace::scratch("")?)? {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(pid) = name.strip_prefix("guest-")
+            && !Path::new("/proc").join(pid).exists()
+        {
+            std::fs::remove_dir_all(&folder).map_err(Failure::on("remove", &folder))?;
+        }
+    }
+    Ok(())
 }
 
 /// KVM, when the processor says that it can; a device node alone does not mean that guests run (they may hang in it).
