@@ -1,0 +1,173 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn one(text: &str) -> String {
+    redact_text(text, &["hunter2hunter2"])
+}
+
+fn command(line: &[&str]) -> Vec<String> {
+    let args: Vec<String> = line.iter().map(|&arg| arg.to_owned()).collect();
+    redact_command(&args, &[])
+}
+
+#[test]
+fn secrets_are_hidden() {
+    for (text, shown) in [
+        ("PASSWORD=x", "PASSWORD=***"),
+        ("PGPASSWORD=a b,c;d", "PGPASSWORD=***"),
+        ("--api-key=xyz", "--api-key=***"),
+        ("--env=API_KEY=xyz", "--env=API_KEY=***"),
+        ("postgres://me:pw@db/x", "postgres://me:***@db/x"),
+        ("postgres://me:p/w@db/x and http://a:b@c", "postgres://me:***@db/x and http://a:***@c"),
+        ("redis://:pw@db", "redis://:***@db"),
+        ("https://api/x?token=abc&page=2", "https://api/x?token=***&page=2"),
+        ("Authorization: Bearer abcdefgh", "Authorization: Bearer ***"),
+        ("authorization:Basic dTpw", "authorization:Basic ***"),
+        ("Authorization: abc def", "Authorization: ***"),
+        ("X-Api-Key: abc", "X-Api-Key: ***"),
+        ("curl -H 'X-Auth-Token: abc' http://x", "curl -H 'X-Auth-Token: ***' http://x"),
+        ("curl -H \"Authorization: Bearer a.b\" http://x", "curl -H \"Authorization: Bearer ***\" http://x"),
+        ("send bearer abcdefgh1 to", "send bearer *** to"),
+        ("say hunter2hunter2 twice", "say *** twice"),
+        ("sk-ant-0123456789abcdef", "***"),
+        ("x=(ghp_0123456789abcdefghij)", "x=(***)"),
+        ("AKIAIOSFODNN7EXAMPLE", "***"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc-_d", "***"),
+        ("curl -H x API_TOKEN=abc y", "curl -H x API_TOKEN=*** y"),
+        ("tool --token abc --port 80", "tool --token *** --port 80"),
+        ("tool --password 'a b' x", "tool --password '***' x"),
+        (r#"{"apiKey": "a b", "port": 1}"#, r#"{"apiKey": "***", "port": 1}"#),
+        (r#"{\"client_secret\":\"ab\",\"n\":1}"#, r#"{\"client_secret\":\"***\",\"n\":1}"#),
+        (r#"{"token":"a\"b","n":1}"#, r#"{"token":"***","n":1}"#),
+        ("{\"secrets\": {\"a\": 1}}", "{\"secrets\": {\"a\": 1}}"),
+    ] {
+        assert_eq!(one(text), shown, "{text}");
+    }
+}
+
+#[test]
+fn commands_are_redacted() {
+    assert_eq!(
+        command(&["curl", "--token", "abc", "--api-key=xyz", "-v"]),
+        ["curl", "--token", "***", "--api-key=***", "-v"]
+    );
+    assert_eq!(command(&["docker", "run", "-e", "API_KEY=v", "x"]), ["docker", "run", "-e", "API_KEY=***", "x"]);
+    assert_eq!(command(&["/usr/bin/curl", "-u", "me:pw", "x"]), ["/usr/bin/curl", "-u", "me:***", "x"]);
+    assert_eq!(command(&["sshpass", "-p", "pw", "ssh", "-p", "22"]), ["sshpass", "-p", "***", "ssh", "-p", "***"]);
+    assert_eq!(
+        command(&["a", "--password", "-Secret", "--password", "--quiet"]),
+        ["a", "--password", "***", "--password", "--quiet"]
+    );
+    // Whole, where a shorter secret is a part of a longer one.
+    let args = ["say abcdefghij".to_owned()];
+    assert_eq!(redact_command(&args, &["abcdef".into(), "abcdefghij".into(), "ay".into()]), ["say ***"]);
+}
+
+#[test]
+fn the_harmless_stays() {
+    for text in [
+        "--port=80",
+        "http://host:80/path@x",
+        "http://[::1]:80/a@b",
+        "git@github.com:a/b.git",
+        "https://user@host/x",
+        "a=b",
+        "print(1)",
+        "--tokenizer",
+        "--tokenizer=x",
+        "--max-tokens=4096",
+        "MAX_TOKENS=4096",
+        "--password-file=/run/x",
+        "PWD=/tmp",
+        "OLDPWD=/tmp",
+        "sk-short",
+        "-c",
+        "if token == other: pass",
+        "std::secret::of",
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "basic training for all",
+        "",
+    ] {
+        assert_eq!(one(text), text);
+    }
+    let env = [("API_TOKEN", "longenough"), ("HOME", "/root"), ("PASSWORD", "abc"), ("MYSQL_PWD", "secret7")];
+    assert_eq!(secret_values(env.into_iter()), ["longenough", "secret7"]);
+}
+
+/// Text that is more likely than any to look like something.
+fn suspicious() -> impl Strategy<Value = String> {
+    let parts = [
+        "--",
+        "-",
+        "token",
+        "password",
+        "Authorization",
+        "bearer",
+        "Basic",
+        "=",
+        ":",
+        "://",
+        "@",
+        "/",
+        " ",
+        "\"",
+        "'",
+        "\\",
+        "***",
+        "*",
+        "sk-",
+        "ghp_",
+        "eyJ",
+        ".",
+        "0123456789abcdef",
+        "é",
+        "ü@",
+        "&",
+        "{",
+        "}",
+        "-u",
+        "a:b",
+        "\n",
+        "\0",
+        "==",
+        "=a",
+    ];
+    let part = prop_oneof![prop::sample::select(parts.to_vec()).prop_map(str::to_owned), "\\PC{0,3}"];
+    prop_oneof![3 => prop::collection::vec(part, 0..12).prop_map(|parts| parts.concat()), 1 => any::<String>()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+    #[test]
+    fn never_panics_bounded_and_twice_is_once(
+        program in prop::sample::select(vec!["x", "curl", "redis-cli"]),
+        args in prop::collection::vec(suspicious(), 0..6),
+        secrets in prop::collection::vec(prop_oneof!["[a-z]{6,9}", "[*a=-]{6,8}", suspicious()], 0..3),
+    ) {
+        let mut given = vec![program.to_owned()];
+        given.extend(args);
+        let once = redact_command(&given, &secrets);
+        prop_assert_eq!(once.len(), given.len());
+        for (shown, given) in once.iter().zip(&given) {
+            prop_assert!(shown.len() <= 2 * given.len() + 3, "{given:?} {shown:?}");
+        }
+        prop_assert_eq!(redact_command(&once, &secrets), once);
+    }
+
+    #[test]
+    fn no_secret_value_is_left(secret in "[a-zA-Z0-9]{8,20}", around in "[ -~]{0,20}") {
+        let shown = redact_command(&[format!("{around}{secret}{around}")], std::slice::from_ref(&secret));
+        prop_assert!(!shown[0].contains(&secret));
+    }
+
+    #[test]
+    fn no_value_of_a_secret_name_is_left(
+        name in prop::sample::select(vec!["--token", "GH_TOKEN", "--client-secret", "db_password", "X_API_KEY"]),
+        value in "[!-~]{1,30}",
+    ) {
+        prop_assert_eq!(&command(&[&format!("{name}={value}")])[0], &format!("{name}=***"));
+        prop_assume!(!is_option(&value));
+        prop_assert_eq!(&command(&["x", "--api-token", &value])[2], HIDDEN);
+    }
+}
