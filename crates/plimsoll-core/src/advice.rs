@@ -29,19 +29,24 @@ const INTERPRETERS: [&str; 11] = ["python", "node", "ruby", "perl", "java", "bas
 #[must_use]
 pub fn advice(certificate: &Certificate, ending: &Ending) -> String {
     let memory = &certificate.memory;
-    let peak = Human(memory.peak_bytes);
+    // A tree that ended before the first look has none.
+    let peak = match memory.peak_bytes {
+        0 => String::new(),
+        bytes => format!(" (the peak was {})", Human(bytes)),
+    };
     let certain = certificate.confidence == Confidence::Certain;
     match certificate.cause {
         Cause::Exited => exited(certificate),
         Cause::Failed => failed(certificate),
         Cause::Crashed => format!(
-            "{} is a fault of the program itself, not of memory (the peak was {peak}): allow core dumps (ulimit -c unlimited) and look at the trace.",
+            "{} is a fault of the program itself, not of memory{peak}: allow core dumps (ulimit -c unlimited) and look at the trace.",
             signal_name(certificate.exit.signal.unwrap_or_default())
         ),
         Cause::MemoryLimit => memory_limit(certificate),
         Cause::MemoryLimitParent => memory_limit_parent(certificate, ending),
         Cause::HostOom => format!(
-            "The machine ran out of memory while this tree held {peak}{}: give each large service a line (--memory), so that their sum fits and only who grows is killed; plimsoll doctor names who holds most now.",
+            "The machine ran out of memory while this tree held {}{}: give each large service a line (--memory), so that their sum fits and only who grows is killed; plimsoll doctor names who holds most now.",
+            Human(memory.peak_bytes),
             in_whom(certificate)
         ),
         Cause::Timeout => {
@@ -77,10 +82,10 @@ pub fn advice(certificate: &Certificate, ending: &Ending) -> String {
         ),
         Cause::Recycled => "Nothing to do: a fresh process took its place.".into(),
         Cause::ExternalKill if certain => format!(
-            "Somebody sent SIGKILL, or it did so itself; it was not the kernel for memory (the peak was {peak}): look for a supervisor, a time limit or a person."
+            "Somebody sent SIGKILL, or it did so itself; it was not the kernel for memory{peak}: look for a supervisor, a time limit or a person."
         ),
         Cause::ExternalKill => format!(
-            "Most likely somebody sent SIGKILL, or it did so itself (the peak was {peak}); only the kernel's log, readable with CAP_SYSLOG, can exclude that the kernel did."
+            "Most likely somebody sent SIGKILL, or it did so itself{peak}; only the kernel's log, readable with CAP_SYSLOG, can exclude that the kernel did."
         ),
         Cause::ExternalSignal => format!(
             "{} was sent from outside or by the tree itself, not by plimsoll: look for a supervisor, a script or a person.",
@@ -279,8 +284,9 @@ fn memory_limit(certificate: &Certificate) -> String {
     let top = memory.largest.first();
     // The root is the last to be chosen: that it is the largest need not make it the one that grew.
     let held = match top {
+        Some(top) if top.memory_bytes >= limit => format!("{} held all of the {}", who(top), Human(limit)),
         Some(top) if top.memory_bytes >= limit / 2 => {
-            format!("{} held {} of the {}", who(top), Human(top.memory_bytes.min(limit)), Human(limit))
+            format!("{} held {} of the {}", who(top), Human(top.memory_bytes), Human(limit))
         }
         Some(top) => format!(
             "{} processes held {} together, {} the most with {}",
