@@ -1,0 +1,356 @@
+#!/usr/bin/env python3
+"""Real programs under a built plimsoll: a browser, interpreters, an interactive shell, a pager.
+
+`PLIMSOLL` names the binary. Standard library alone. Prints PASS and FAIL lines and `N passed, N failed`.
+Everything runs inside plimsoll with a line of its own.
+"""
+
+import fcntl
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+
+PLIMSOLL = os.environ.get("PLIMSOLL", "plimsoll")
+DEADLINE = 90.0
+CASES = []
+
+
+def case(function):
+    CASES.append(function)
+    return function
+
+
+class Bench:
+    """Directories of one case, and plimsoll in them."""
+
+    def __init__(self):
+        self.dir = tempfile.mkdtemp(prefix="plimsoll-real-")
+        self.env = dict(
+            os.environ,
+            PLIMSOLL_STATE_DIR=os.path.join(self.dir, "state"),
+            PLIMSOLL_RUNTIME_DIR=os.path.join(self.dir, "run"),
+            PLIMSOLL_REAL_TAG=os.path.basename(self.dir),
+        )
+
+    def command(self, options, program):
+        report = os.path.join(self.dir, "report")
+        return [PLIMSOLL, "run", "--report", report, *options, "--", *program]
+
+    def run(self, options, program, **more):
+        done = subprocess.run(
+            self.command(options, program), env=self.env, timeout=DEADLINE, capture_output=True, text=True, **more
+        )
+        assert self.alive() == [], f"alive after the end: {self.alive()}"
+        return done
+
+    def report(self):
+        with open(os.path.join(self.dir, "report"), encoding="utf-8") as file:
+            return json.load(file)
+
+    def alive(self):
+        """Whoever carries our tag, but for this test itself."""
+        mine = f"PLIMSOLL_REAL_TAG={self.env['PLIMSOLL_REAL_TAG']}".encode()
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/environ", "rb") as file:
+                    if mine in file.read().split(b"\0"):
+                        found.append(int(pid))
+            except OSError:
+                pass
+        return found
+
+    def close(self):
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+
+PAGE = """<!doctype html><title>real</title><div id=out></div><script>
+let held = []; for (let n = 0; n < %d; n++) { const a = new Uint8Array(1 << 20); a.fill(n + 1); held.push(a); }
+document.getElementById('out').textContent = 'held ' + held.length;
+</script><iframe src="data:text/html,<p>a second renderer</p>"></iframe>"""
+
+
+def browser(bench, megabytes):
+    page = os.path.join(bench.dir, "page.html")
+    with open(page, "w", encoding="utf-8") as file:
+        file.write(PAGE % megabytes)
+    return [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--site-per-process",
+        f"--user-data-dir={bench.dir}/profile", "--disable-dev-shm-usage", "--virtual-time-budget=3000", "--dump-dom",
+        f"file://{page}",
+    ]
+
+
+@case
+def chromium_within_its_line(bench):
+    done = bench.run(["-m", "2g", "--name", "browser"], browser(bench, 20))
+    report = bench.report()
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:], report)
+    assert "held 20" in done.stdout, done.stdout[-500:]
+    assert report["cause"] == "exited" and report["tree"]["peak_processes"] >= 4, report
+
+
+@case
+def chromium_over_its_line(bench):
+    bench.run(["-m", "300m", "--name", "browser"], browser(bench, 900))
+    report = bench.report()
+    assert report["cause"] == "memory_limit", report
+    assert any("chrom" in one["command"] for one in report["memory"]["largest"]), report
+
+
+@case
+def chromium_loses_its_renderer_and_lives(bench):
+    """The renderer goes, the browser stays and ends by itself or is stopped in time."""
+    options = ["-m", "420m", "--on-limit", "largest", "--timeout", "20s", "--stop-timeout", "1s"]
+    bench.run(options, browser(bench, 900))
+    report = bench.report()
+    assert report["tree"]["killed_inside"] >= 1, report
+    assert report["exit"]["signal"] != 9 or report["cause"] == "timeout", report
+
+
+CAPTURE = """
+import resource, subprocess, sys
+how = sys.argv[1]
+child = [sys.executable, "-c", "import sys\\nline = b'x' * 65535 + b'\\\\n'\\nfor n in range(%d): sys.stdout.buffer.write(line)" % int(sys.argv[2])]
+if how == "captured":
+    subprocess.run(child, capture_output=True, check=True)
+else:
+    subprocess.run(child, check=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+"""
+
+
+@case
+def output_captured_inherited_and_logged(bench):
+    """1 GB of a child's output: what the parent and the tree need to hold for it, by what becomes of it."""
+    lines = 1 << 14
+    rows = []
+    for how, options in (("captured", []), ("inherited", []), ("logged", ["--log-file", f"{bench.dir}/log"])):
+        program = [sys.executable, "-c", CAPTURE, how, str(lines)]
+        with open(os.devnull, "wb") as nowhere:
+            done = subprocess.run(
+                bench.command(["-m", "3g", *options], program), env=bench.env, timeout=DEADLINE, check=False,
+                stdout=nowhere, stderr=subprocess.PIPE, text=True,
+            )
+        report = bench.report()
+        assert report["cause"] == "exited", (done.stderr, report)
+        if how == "logged":
+            # Its stderr is in the log as well: the last line there.
+            with open(f"{bench.dir}/log", "rb") as log:
+                log.seek(-64, os.SEEK_END)
+                parent = int(log.read().split()[-1])
+        else:
+            parent = int(done.stderr.split()[0])
+        tree = max(sample["memory_bytes"] for sample in report["memory"]["last_minute"])
+        rows.append((how, parent, tree))
+    print("  1 GB of output   parent's peak   tree's highest sample (page cache of files included)")
+    for how, parent, tree in rows:
+        print(f"  {how:<16} {parent / 2**20:9.0f} MiB {tree / 2**20:11.0f} MiB")
+    by_name = {how: parent for how, parent, _ in rows}
+    assert by_name["captured"] > 1 << 30, rows
+    assert by_name["inherited"] < 64 << 20 and by_name["logged"] < 64 << 20, rows
+
+
+@case
+def node_over_its_line(bench):
+    script = "const held=[]; setInterval(() => { for (let n=0;n<8;n++) held.push(Buffer.alloc(1<<20, 1)); }, 1)"
+    done = bench.run(["-m", "160m"], ["node", "-e", script])
+    report = bench.report()
+    assert done.returncode == 137 and report["cause"] == "memory_limit", (done.returncode, report)
+    assert "node" in report["memory"]["largest"][0]["command"], report
+
+
+@case
+def node_with_children(bench):
+    script = "const {spawn}=require('child_process'); for(let n=0;n<4;n++) spawn('sleep',['60'],{detached:true}).unref(); setTimeout(()=>process.exit(7),200)"
+    done = bench.run(["-m", "512m"], ["node", "-e", script])
+    assert done.returncode == 7, (done.returncode, done.stderr)
+
+
+class Terminal:
+    """A program on a terminal of its own, as a person has it: typed to and read from."""
+
+    def __init__(self, bench, program, rows=24, columns=80):
+        self.output = b""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.environ.update(bench.env, PS1="$ ", TERM="xterm", HISTFILE="/dev/null")
+            os.execvp(program[0], program)
+        self.resize(rows, columns)
+
+    def resize(self, rows, columns):
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, text):
+        os.write(self.fd, text.encode())
+
+    def wait_for(self, text):
+        """Reads until the text appears behind what was waited for before."""
+        until = time.monotonic() + DEADLINE
+        wanted = text.encode()
+        while wanted not in self.output:
+            left = until - time.monotonic()
+            ready, _, _ = select.select([self.fd], [], [], max(left, 0))
+            assert ready, f"{text!r} did not come: {self.output[-800:]!r}"
+            try:
+                more = os.read(self.fd, 4096)
+            except OSError:
+                more = b""
+            assert more, f"the terminal closed before {text!r}: {self.output[-800:]!r}"
+            self.output += more
+        self.output = self.output[self.output.index(wanted) + len(wanted):]
+
+    def end(self):
+        """Its exit code."""
+        until = time.monotonic() + DEADLINE
+        while time.monotonic() < until:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                os.close(self.fd)
+                return os.waitstatus_to_exitcode(status)
+            try:
+                if select.select([self.fd], [], [], 0.02)[0]:
+                    os.read(self.fd, 4096)
+            except OSError:
+                time.sleep(0.02)
+        os.kill(self.pid, signal.SIGKILL)
+        raise AssertionError("it did not end")
+
+
+@case
+def an_interactive_shell(bench):
+    """Prompt, window size, Ctrl-C, Ctrl-Z and fg inside a shell that plimsoll holds."""
+    shell = Terminal(bench, bench.command(["-m", "256m"], ["bash", "--norc", "--noprofile", "-i"]), 31, 97)
+    shell.wait_for("$ ")
+    shell.type("stty size; tty >/dev/null && echo is-a-$((40+2))\n")
+    shell.wait_for("31 97")
+    shell.wait_for("is-a-42")
+    shell.resize(20, 66)
+    shell.type("stty size\n")
+    shell.wait_for("20 66")
+    shell.type("sleep 77; echo after-$?\n")
+    wait_for_child(bench, "sleep")
+    shell.type("\x03")
+    shell.wait_for("$ ")
+    shell.type("sleep 78; echo then-$?\n")
+    wait_for_child(bench, "sleep")
+    shell.type("\x1a")
+    shell.wait_for("Stopped")
+    shell.type("kill %1; wait; echo gone-$((1+1))\n")
+    shell.wait_for("gone-2")
+    shell.type("exit 9\n")
+    assert shell.end() == 9
+    assert bench.alive() == []
+
+
+def wait_for_child(bench, name):
+    until = time.monotonic() + DEADLINE
+    while time.monotonic() < until:
+        for pid in bench.alive():
+            try:
+                with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+                    if file.read().strip() == name:
+                        return pid
+            except OSError:
+                pass
+        time.sleep(0.01)
+    raise AssertionError(f"no {name}")
+
+
+@case
+def a_job_of_a_shell(bench):
+    """plimsoll as a job: Ctrl-Z stops it with its tree and gives the prompt back, fg goes on, Ctrl-C reaches the root."""
+    shell = Terminal(bench, ["bash", "--norc", "--noprofile", "-i"])
+    shell.wait_for("$ ")
+    words = " ".join(bench.command(["-m", "64m"], ["sleep", "79"]))
+    shell.type(words + "\n")
+    sleeper = wait_for_child(bench, "sleep")
+    shell.type("\x1a")
+    shell.wait_for("Stopped")
+    state = open(f"/proc/{sleeper}/stat", encoding="utf-8").read().split()[2]
+    assert state == "T", state
+    shell.type("fg\n")
+    until = time.monotonic() + DEADLINE
+    while open(f"/proc/{sleeper}/stat", encoding="utf-8").read().split()[2] == "T":
+        assert time.monotonic() < until, "it was not continued"
+        time.sleep(0.01)
+    shell.type("\x03")
+    shell.type("echo code-$?\n")
+    shell.wait_for("code-130")
+    shell.type("exit\n")
+    shell.end()
+    assert bench.alive() == []
+
+
+@case
+def a_pager(bench):
+    text = os.path.join(bench.dir, "text")
+    with open(text, "w", encoding="utf-8") as file:
+        file.writelines(f"line {n} of the text\n" for n in range(1000))
+    pager = Terminal(bench, bench.command(["-m", "64m"], ["less", text]))
+    pager.wait_for("line 20 of")
+    pager.type(" ")
+    pager.wait_for("line 40 of")
+    pager.type("/line 777\n")
+    pager.wait_for("line 777")
+    pager.type("q")
+    assert pager.end() == 0
+    assert bench.alive() == []
+
+
+@case
+def a_terminal_of_its_own(bench):
+    """With --idle-timeout the streams are seen, and a terminal stays a terminal."""
+    shell = Terminal(bench, bench.command(["--idle-timeout", "60s"], ["bash", "--norc", "--noprofile", "-i"]), 25, 91)
+    shell.wait_for("$ ")
+    shell.type("stty size; echo typed-$((5*5))\n")
+    shell.wait_for("25 91")
+    shell.wait_for("typed-25")
+    shell.resize(30, 70)
+    time.sleep(0.3)
+    shell.type("stty size\n")
+    shell.wait_for("30 70")
+    shell.type("sleep 80\n")
+    wait_for_child(bench, "sleep")
+    shell.type("\x03")
+    shell.wait_for("$ ")
+    shell.type("exit 4\n")
+    assert shell.end() == 4
+    idle = Terminal(bench, bench.command(["--idle-timeout", "300ms"], ["cat"]))
+    assert idle.end() == 124
+
+
+def main():
+    wanted = sys.argv[1:]
+    passed = failed = 0
+    for function in CASES:
+        if wanted and not any(word in function.__name__ for word in wanted):
+            continue
+        bench = Bench()
+        try:
+            function(bench)
+            passed += 1
+            print(f"PASS {function.__name__}", flush=True)
+        except (AssertionError, OSError, subprocess.SubprocessError, ValueError, KeyError) as why:
+            failed += 1
+            print(f"FAIL {function.__name__}: {type(why).__name__}: {why}", flush=True)
+        finally:
+            for pid in bench.alive():
+                os.kill(pid, signal.SIGKILL)
+            bench.close()
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
