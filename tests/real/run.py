@@ -46,9 +46,12 @@ class Bench:
         return [PLIMSOLL, "run", "--report", report, *options, "--", *program]
 
     def run(self, options, program, **more):
-        done = subprocess.run(
-            self.command(options, program), env=self.env, timeout=DEADLINE, capture_output=True, text=True, **more
-        )
+        try:
+            done = subprocess.run(
+                self.command(options, program), env=self.env, timeout=DEADLINE, capture_output=True, text=True, **more
+            )
+        except subprocess.TimeoutExpired as why:
+            raise AssertionError(f"still running after {DEADLINE} s: {self.states()}; {why.stderr}") from why
         assert self.alive() == [], f"alive after the end: {self.alive()}"
         return done
 
@@ -68,6 +71,20 @@ class Bench:
             except OSError:
                 pass
         return found
+
+    def states(self):
+        """What each of them is doing, for a failure's message."""
+        def read(path):
+            try:
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    return file.read()
+            except OSError as why:
+                return str(why)
+
+        return [
+            (pid, read(f"/proc/{pid}/stat")[:60], read(f"/proc/{pid}/stack").replace("\n", " < ")[:400])
+            for pid in self.alive()
+        ]
 
     def close(self):
         shutil.rmtree(self.dir, ignore_errors=True)

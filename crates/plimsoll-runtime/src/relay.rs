@@ -419,10 +419,12 @@ mod tests {
         // Nobody reads the disk: all of this goes through without waiting, or this test hangs.
         let printed = 4 << 20;
         child.write_all(&vec![b'x'; printed]).unwrap();
+        let mut end = disk.try_clone().unwrap();
         let reader = std::thread::spawn(move || drain(disk, usize::MAX));
-        child.write_all(b"\nTHE END\n").unwrap();
         drop(child);
         assert!(relay.finish().unwrap().dropped > 0);
+        // Behind all that the log wrote, so that the reader knows where to stop; the log may have dropped any other end.
+        end.write_all(b"THE END\n").unwrap();
         let text = String::from_utf8(reader.join().unwrap()).unwrap();
         let said: usize = text
             .match_indices("[plimsoll: ")
