@@ -209,10 +209,10 @@ fn memory(text: &mut String, memory: &Memory) {
     }
 }
 
-/// Bars from nothing to `top`, at most sixty.
+/// Bars from nothing to `top`, at most fifty-nine: what stands beside a label.
 fn sparkline(values: &[u64], top: u64) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let values = &values[values.len().saturating_sub(60)..];
+    let values = &values[values.len().saturating_sub(59)..];
     let bar = |&value: &u64| BARS[((u128::from(value) * 8 / u128::from(top.max(1))) as usize).min(7)];
     values.iter().map(bar).collect()
 }
@@ -286,7 +286,7 @@ fn heading(text: &mut String, title: &str) {
 
 /// `  label         value`, the value wrapped beside its label.
 fn field(text: &mut String, label: &str, value: &str) {
-    const LABEL: usize = 15;
+    const LABEL: usize = 18;
     let label = safe(label);
     let start = text.len();
     wrapped(text, &" ".repeat(2 + LABEL + 1), value);
@@ -364,7 +364,7 @@ pub(crate) mod tests {
                     depth: 3,
                 }],
                 last_minute: (0..60)
-                    .map(|n| Sample { at_ms: 5_200 + n * 1000, memory_bytes: (n + 1) * 512 / 60 << 20, processes: 7 })
+                    .map(|n| Sample { at_ms: 5_200 + n * 1000, memory_bytes: ((n + 1) * 512 / 60) << 20, processes: 7 })
                     .collect(),
             },
             tree: Tree { peak_processes: 7, killed_inside: 1, survivors: 0 },
@@ -379,7 +379,7 @@ pub(crate) mod tests {
         assert_eq!(
             three_lines(&killed_at_its_line()),
             "plimsoll: crawler: was ended at its memory line of 512 MiB after 1m 4s (memory_limit, certain)\n  \
-             evidence: memory.oom_control: oom_kill 0 -> 1; peak 512 MiB; largest 401 MiB (pid 4711, chrome --type=renderer --lang=en-US --en…)\n  \
+             evidence: memory.oom_control: oom_kill 0 -> 1; peak 512 MiB; largest 401 MiB (pid 4711, chrome --type=renderer --lang=en-US --e…)\n  \
              advice: Raise --memory to 640m, or find what grows in chrome (pid 4711): it held 401 MiB and grew by 9 MiB/s."
         );
     }
@@ -408,33 +408,32 @@ crawler: memory_limit (certain)
   The tree was ended at its memory line of 512 MiB. That is certain: the kernel,
   or plimsoll's own decision, says so.
 
-  command         node crawl.js 'two words'
-  id              0sb5hd28000000007
-  started         2025-11-24 16:00:00 UTC
-  ended           2025-11-24 16:01:04 UTC, after 1m 4s
-  exit            SIGKILL (signal 9)
-  boundary        cgroup1
+  command            node crawl.js 'two words'
+  id                 0sb5hd28000000007
+  started            2025-11-24 16:00:00 UTC
+  ended              2025-11-24 16:01:04 UTC, after 1m 4s
+  exit               SIGKILL (signal 9)
+  boundary           cgroup1
 
 Evidence
-  memory.oom_control
-                  oom_kill 0 -> 1
+  memory.oom_control oom_kill 0 -> 1
 
 Memory
-  line            512 MiB
-  peak            512 MiB, 100 % of the line
-  swap            none
-  growth          9 MiB/s in the last minute
-  last minute     ▁▁▁▁▁▁▁▁▂▂▂▂▂▂▂▃▃▃▃▃▃▃▃▄▄▄▄▄▄▄▅▅▅▅▅▅▅▅▆▆▆▆▆▆▆▇▇▇▇▇▇▇▇█████████
-                  8 MiB to 512 MiB in 59s
+  line               512 MiB
+  peak               512 MiB, 100 % of the line
+  swap               none
+  growth             9 MiB/s in the last minute
+  last minute        ▁▁▁▁▁▁▂▂▂▂▂▂▂▃▃▃▃▃▃▃▃▄▄▄▄▄▄▄▅▅▅▅▅▅▅▅▆▆▆▆▆▆▆▇▇▇▇▇▇▇▇████████
+                     8 MiB to 512 MiB in 59s
 
 Largest processes at the end
       PID      MEMORY  DEPTH  COMMAND
      4711     401 MiB      3  chrome --type=renderer --lang=en-US --enable-cras…
 
 Processes
-  at most         7
-  killed inside   1 for memory
-  survivors       0: nothing was left behind
+  at most            7
+  killed inside      1 for memory
+  survivors          0: nothing was left behind
 
 Advice
   Raise --memory to 640m, or find what grows in chrome (pid 4711): it held 401

@@ -27,7 +27,7 @@ use crate::verb::health::HealthArgs;
     subcommand_value_name = "VERB",
     subcommand_help_heading = "Verbs",
     after_help = "Examples:
-  plimsoll run -m 512m -- python3 app.py   hold a program at 512 MiB, swap included
+  plimsoll run -m 512m -- python3 app.py   hold a program at 512 MiB
   plimsoll explain                         why did the last one end?
   plimsoll doctor                          what does this machine give us?
 
@@ -103,21 +103,22 @@ pub(crate) fn grammar() -> clap::Command {
 /// Reads a command line, the program's name first. `Err` is a command line that asks for nothing further: help, version,
 /// or a mistake that has been reported.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Verb, ExitCode> {
-    let parsed = grammar().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let args: Vec<OsString> = args.into_iter().collect();
+    let parsed = grammar().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     parsed.map(|cli| cli.verb).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => crate::output::print(&error.to_string()),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             crate::output::error(error.to_string().trim_end());
             ExitCode::from(USAGE)
         }
-        _ => fault_of(&error).report(),
+        _ => fault_of(&error, args.get(1).and_then(|word| word.to_str())).report(),
     })
 }
 
-/// clap's words in our form: the first line is what is wrong, its tips and the usage are help.
-fn fault_of(error: &clap::Error) -> Fault {
+/// clap's words in our form: the first lines are what is wrong, its tips are help. `first`: the word behind `plimsoll`.
+fn fault_of(error: &clap::Error, first: Option<&str>) -> Fault {
     let text = error.to_string();
-    let (said, usage) = text.split_once("\n\nUsage: ").unwrap_or((text.trim_end(), ""));
+    let said = text.split_once("\n\nUsage: ").map_or(text.trim_end(), |(said, _)| said);
     let (mut message, mut help) = (String::new(), Vec::new());
     for line in said.trim_start_matches("error: ").lines().map(str::trim).filter(|line| !line.is_empty()) {
         if let Some(tip) = line.strip_prefix("tip: ") {
@@ -131,9 +132,10 @@ fn fault_of(error: &clap::Error) -> Fault {
             message.push_str(line);
         }
     }
-    // `plimsoll run [OPTIONS] …`: the words before the first that is no plain one name the verb.
-    let verb: Vec<_> = usage.split_whitespace().take_while(|word| word.chars().all(char::is_alphanumeric)).collect();
-    let verb = if verb.is_empty() { "plimsoll".to_owned() } else { verb.join(" ") };
+    let verb = match first.filter(|word| grammar().find_subcommand(word).is_some()) {
+        Some(verb) => format!("plimsoll {verb}"),
+        None => "plimsoll".to_owned(),
+    };
     if error.kind() == ErrorKind::InvalidSubcommand {
         help.push("to run a command: plimsoll run -- COMMAND [ARG…]".to_owned());
     }

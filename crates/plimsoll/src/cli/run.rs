@@ -490,3 +490,198 @@ fn writable(option: &str, path: &Path) -> Result<(), Fault> {
         Err(error) => Err(unwritable(error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::FromArgMatches;
+    use proptest::prelude::*;
+
+    const MACHINE: Machine = Machine { memory: Some(8 << 30), processors: Some(4) };
+
+    fn typed(words: &[&str]) -> RunArgs {
+        let command = RunArgs::augment_args(clap::Command::new("run"));
+        let matches = command.try_get_matches_from(std::iter::once("run").chain(words.iter().copied())).unwrap();
+        RunArgs::from_arg_matches(&matches).unwrap()
+    }
+
+    fn meant(words: &[&str]) -> Result<RunRequest, Fault> {
+        let ours = |key: &OsStr| (key == "OURS").then(|| OsString::from("value"));
+        interpret(&typed(words), MACHINE, ours)
+    }
+
+    #[test]
+    fn everything_typed_is_meant() {
+        let log = std::env::temp_dir().join(format!("plimsoll-meant-{}.log", std::process::id()));
+        let words = [
+            "-m",
+            "512m",
+            "--memory-swap",
+            "1g",
+            "--memory-reservation",
+            "128m",
+            "--memory-high",
+            "0.25g",
+            "--cpus",
+            "1.5",
+            "--pids-limit",
+            "64",
+            "--oom-score-adj",
+            "-5",
+            "--on-limit",
+            "largest",
+            "--boundary",
+            "watchdog",
+            "--timeout",
+            "1h30m",
+            "--idle-timeout",
+            "5m",
+            "--stop-timeout",
+            "0",
+            "--name",
+            "api",
+            "-e",
+            "A=b=c",
+            "-e",
+            "OURS",
+            "-e",
+            "NOT_OURS",
+            "-e",
+            "EMPTY=",
+            "-w",
+            "/",
+            "--log-file",
+            log.to_str().unwrap(),
+            "--log-max-size",
+            "1m",
+            "--log-max-files",
+            "5",
+            "--log-overflow",
+            "drop",
+            "--quiet",
+            "--join",
+            "--",
+            "/bin/echo",
+            "-m",
+            "--",
+            "x",
+        ];
+        let request = meant(&words).unwrap();
+        let pair = |key: &str, value: &str| (OsString::from(key), OsString::from(value));
+        let spec = RunSpec {
+            name: "api".to_owned(),
+            command: ["/bin/echo", "-m", "--", "x"].map(OsString::from).to_vec(),
+            env: vec![pair("A", "b=c"), pair("OURS", "value"), pair("EMPTY", "")],
+            workdir: Some("/".into()),
+            limits: Limits {
+                memory: Some(512 << 20),
+                memory_swap: Some(1 << 30),
+                memory_reservation: Some(128 << 20),
+                memory_high: Some(256 << 20),
+                cpu_micros: Some(1_500_000),
+                pids: Some(64),
+                oom_score_adj: Some(-5),
+            },
+            on_limit: OnLimit::Largest,
+            boundary: BoundaryChoice::Watchdog,
+            stop_timeout: Duration::ZERO,
+            timeout: Some(Duration::from_secs(5400)),
+            idle_timeout: Some(Duration::from_secs(300)),
+            log: Some(LogSpec { file: log.clone(), max_size: 1 << 20, max_files: 5, overflow: Overflow::Drop }),
+        };
+        assert_eq!(request, RunRequest { spec, report: None, quiet: true, join: true, swap_asked_for: true });
+        assert!(!log.exists(), "looking at the path leaves nothing there");
+    }
+
+    #[test]
+    fn what_is_not_typed_has_its_default() {
+        let request = meant(&["/usr/bin/sleep", "1"]).unwrap();
+        assert_eq!(request.spec.name, "sleep");
+        assert_eq!(request.spec.limits, Limits::default());
+        assert_eq!(request.spec.stop_timeout, Duration::from_secs(5));
+        assert_eq!((request.quiet, request.join, request.swap_asked_for), (false, false, false));
+        let limited = meant(&["-m", "64m", "true"]).unwrap();
+        assert_eq!(limited.spec.limits.memory_swap, Some(64 << 20), "no swap");
+        assert!(!limited.swap_asked_for);
+        let any = meant(&["-m", "64m", "--memory-swap", "-1", "true"]).unwrap();
+        assert_eq!((any.spec.limits.memory_swap, any.swap_asked_for), (None, true));
+        let log = meant(&["--log-file", "/dev/null", "true"]).unwrap().spec.log.unwrap();
+        assert_eq!((log.max_size, log.max_files, log.overflow), (10 << 20, 3, Overflow::Block));
+        assert_eq!(meant(&["/"]).unwrap().spec.name, "/");
+        assert_eq!(meant(&[""]).unwrap().spec.name, "unnamed");
+    }
+
+    /// Each wrong value: exit code, and that the message names the option or value and says what to do.
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (words, code, named) in [
+            (&["-m", "5x", "true"][..], 2, "`5x`"),
+            (&["-m", "", "true"], 2, "--memory"),
+            (&["-m", "5m", "true"], 2, "6 MiB"),
+            (&["-m", "0", "true"], 2, "6 MiB"),
+            (&["-m", "9g", "true"], 125, "8 GiB"),
+            (&["--memory-high", "9g", "true"], 125, "8 GiB"),
+            (&["--memory-reservation", "9g", "true"], 125, "8 GiB"),
+            (&["-m", "64m", "--memory-swap", "32m", "true"], 2, "--memory-swap"),
+            (&["-m", "64m", "--memory-swap", "-2", "true"], 2, "`-2`"),
+            (&["--memory-swap", "1g", "true"], 2, "--memory is not set"),
+            (&["-m", "64m", "--memory-reservation", "65m", "true"], 2, "--memory-reservation"),
+            (&["-m", "64m", "--memory-high", "65m", "true"], 2, "--memory-high"),
+            (&["--memory-high", "0", "true"], 2, "--memory-high"),
+            (&["--cpus", "5", "true"], 125, "gives us 4"),
+            (&["--cpus", "0", "true"], 2, "--cpus"),
+            (&["--cpus", "x", "true"], 2, "`x`"),
+            (&["--cpus", "1.2.3", "true"], 2, "`1.2.3`"),
+            (&["--cpus", "-1", "true"], 2, "`-1`"),
+            (&["--cpus", ".", "true"], 2, "`.`"),
+            (&["--cpus", "99999999999999999999", "true"], 2, "--cpus"),
+            (&["--pids-limit", "0", "true"], 2, "--pids-limit"),
+            (&["--pids-limit", "many", "true"], 2, "`many`"),
+            (&["--oom-score-adj", "1001", "true"], 2, "`1001`"),
+            (&["--oom-score-adj", "-1000", "true"], 2, "memory line"),
+            (&["--oom-score-adj", "1.5", "true"], 2, "`1.5`"),
+            (&["--timeout", "5x", "true"], 2, "`5x`"),
+            (&["--timeout", "0", "true"], 2, "--timeout"),
+            (&["--idle-timeout", "0s", "true"], 2, "--idle-timeout"),
+            (&["--stop-timeout", "soon", "true"], 2, "`soon`"),
+            (&["--name", " ", "true"], 2, "--name"),
+            (&["--name", "a\nb", "true"], 2, "control characters"),
+            (&["-e", "=x", "true"], 2, "`=x`"),
+            (&["-w", "/not/there", "true"], 125, "/not/there"),
+            (&["-w", "/dev/null", "true"], 125, "/dev/null"),
+            (&["--log-max-size", "1m", "true"], 2, "--log-file"),
+            (&["--log-max-files", "1", "true"], 2, "--log-file"),
+            (&["--log-overflow", "drop", "true"], 2, "--log-file"),
+            (&["--log-file", "/not/there/log", "true"], 125, "/not/there/log"),
+            (&["--log-file", "/dev/null", "--log-max-size", "1k", "true"], 2, "--log-max-size"),
+            (&["--log-file", "/dev/null", "--log-max-files", "0", "true"], 2, "--log-max-files"),
+            (&["--report", "/not/there/report", "true"], 125, "/not/there/report"),
+            (&["--report", "/", "true"], 125, "--report /"),
+            (&["--join", "true"], 2, "--memory"),
+            (&[], 2, "no command"),
+        ] {
+            let fault = meant(words).expect_err(&words.join(" "));
+            assert_eq!(fault.code, code, "{words:?}: {fault}");
+            assert!(fault.message.contains(named), "{words:?}: {fault}");
+            assert!(!fault.help.is_empty(), "{words:?}: {fault}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_taken_or_named(option in prop::sample::select(vec![
+            "--memory", "--memory-swap", "--memory-high", "--cpus", "--pids-limit", "--oom-score-adj", "--timeout", "--name", "--env",
+        ]), value in "[^-]\\PC{0,12}|[0-9.]{1,24}[a-z]{0,3}") {
+            if let Err(fault) = meant(&[option, &value, "true"]) {
+                prop_assert!(matches!(fault.code, 2 | 125));
+                prop_assert!(fault.message.contains(option), "{}", fault);
+            }
+        }
+
+        #[test]
+        fn cores_are_what_was_typed(micros in 10_000u64..4_000_000) {
+            let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
+            prop_assert_eq!(cpus(Some(&text), Some(4)), Ok(Some(micros)));
+        }
+    }
+}
