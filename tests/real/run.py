@@ -20,7 +20,7 @@ import termios
 import time
 
 PLIMSOLL = os.environ.get("PLIMSOLL", "plimsoll")
-DEADLINE = 90.0
+DEADLINE = float(os.environ.get("PLIMSOLL_DEADLINE", "90"))
 CASES = []
 
 
@@ -199,6 +199,7 @@ class Terminal:
 
     def __init__(self, bench, program, rows=24, columns=80):
         self.output = b""
+        self.bench = bench
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.environ.update(bench.env, PS1="$ ", TERM="xterm", HISTFILE="/dev/null")
@@ -237,11 +238,12 @@ class Terminal:
                 return os.waitstatus_to_exitcode(status)
             try:
                 if select.select([self.fd], [], [], 0.02)[0]:
-                    os.read(self.fd, 4096)
+                    self.output += os.read(self.fd, 4096)
             except OSError:
                 time.sleep(0.02)
+        states = self.bench.states()
         os.kill(self.pid, signal.SIGKILL)
-        raise AssertionError("it did not end")
+        raise AssertionError(f"it did not end: {self.output[-800:]!r} {states}")
 
 
 @case
@@ -263,7 +265,7 @@ def an_interactive_shell(bench):
     wait_for_child(bench, "sleep")
     shell.type("\x1a")
     shell.wait_for("Stopped")
-    shell.type("kill %1; wait; echo gone-$((1+1))\n")
+    shell.type("kill -KILL %1; wait; echo gone-$((1+1))\n")
     shell.wait_for("gone-2")
     shell.type("exit 9\n")
     assert shell.end() == 9
