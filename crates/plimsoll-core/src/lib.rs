@@ -6,5 +6,6 @@ pub mod doctor;
 pub mod history;
 pub mod redact;
 pub mod slope;
+pub mod thrash;
 pub mod verdict;
 pub mod watch;

@@ -81,6 +81,17 @@ impl Boundary {
         }
     }
 
+    /// Anonymous bytes in the group, and how long all of it has waited for memory so far; `None` without a group, or where
+    /// the kernel does not tell.
+    #[must_use]
+    pub fn strain(&self) -> Option<(u64, std::time::Duration)> {
+        match self {
+            Self::V2(group) => group.strain(),
+            Self::V1(group) => group.strain(),
+            Self::Watchdog => None,
+        }
+    }
+
     /// Processes and threads in the group now; `None` without one.
     #[must_use]
     pub fn processes(&self) -> Option<u64> {

@@ -134,6 +134,8 @@ pub struct Launch<'a> {
     pub join: Vec<PathBuf>,
     /// A v2 directory that it is cloned into.
     pub into: Option<PathBuf>,
+    /// Closed before all else: a lock that says that we live, which a child on its way to exec must not hold for us.
+    pub lock: Option<BorrowedFd<'a>>,
     /// Added to its badness.
     pub oom_score_adj: Option<i16>,
     /// Its place in job control.
@@ -371,6 +373,9 @@ impl Child<'_, '_> {
         // SAFETY: every pointer below was made from a CString or a buffer that lives in `self`, whose memory the child
         // has a copy of; all calls are async-signal-safe.
         unsafe {
+            if let Some(lock) = self.launch.lock {
+                libc::close(lock.as_raw_fd());
+            }
             // When the keeper goes the root goes too; it may have gone before this line.
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             if libc::getppid() != keeper {

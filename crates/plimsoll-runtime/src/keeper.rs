@@ -8,10 +8,11 @@
 //! ([`Keeper::finish`]) whatever the reason, also when the front inherits a tree whose keeper was killed.
 
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use plimsoll_core::history::History;
+use plimsoll_core::thrash::Thrash;
 use plimsoll_core::verdict::{Verdict, verdict};
 use plimsoll_core::watch::{Look, Watch, victim};
 use plimsoll_core::{advice, redact};
@@ -50,6 +51,9 @@ const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// Members are listed for the certificate at most so often: who is large changes slowly, and looks are many.
 const LIST_EVERY: Duration = Duration::from_millis(100);
 
+/// A group at its line is asked how it fares so often.
+const STRAIN_EVERY: Duration = Duration::from_millis(500);
+
 /// Members whose commands go into the certificate.
 const LARGEST: usize = 5;
 
@@ -84,6 +88,9 @@ pub(crate) struct Keeper<'a> {
     noted: Option<Duration>,
     /// When the members were last listed, since the start.
     listed: Option<Duration>,
+    thrash: Thrash,
+    /// When the group was last asked how it fares, since the start.
+    strained: Duration,
 }
 
 /// The container around us, whose limit ends us all.
@@ -130,6 +137,8 @@ impl<'a> Keeper<'a> {
             victims: 0,
             noted: None,
             listed: None,
+            thrash: Thrash::default(),
+            strained: Duration::ZERO,
         }
     }
 
@@ -171,7 +180,7 @@ impl<'a> Keeper<'a> {
 
     fn start(&mut self) -> Result<(), SpawnError> {
         let ends = self.prepared.output.take().unwrap_or(Plan::Own).open()?;
-        let Prepared { spec, boundary, mask, job, id, .. } = &self.prepared;
+        let Prepared { spec, boundary, mask, job, id, registration, .. } = &self.prepared;
         let (join, into) = boundary.entrance();
         let mut env: Vec<_> = std::env::vars_os()
             .filter(|(key, _)| key != TAG && !spec.env.iter().any(|(ours, _)| ours == key))
@@ -185,6 +194,7 @@ impl<'a> Keeper<'a> {
             stdio: ends.child_stdio(),
             join,
             into,
+            lock: Some(registration.as_fd()),
             oom_score_adj: spec.limits.oom_score_adj,
             job: ends.terminal().map_or(*job, |terminal| Job::Session(terminal.as_raw_fd())),
             mask: *mask,
@@ -468,6 +478,14 @@ impl<'a> Keeper<'a> {
             }
             self.list_members(pids);
         }
+        if at >= self.strained + STRAIN_EVERY {
+            self.strained = at;
+            let close = Thrash::is_close(usage, watch.line());
+            let strain = if close { self.prepared.boundary.strain() } else { None };
+            if self.thrash.look(at, watch.line(), strain) {
+                return self.thrashing(Decision::MemoryLimit { usage, limit: watch.line() });
+            }
+        }
         let cost = began.elapsed();
         match watch.look(at, usage.min(watch.line() - 1), usage.min(watch.line() - 1), cost) {
             // Page cache may fill a group to its line for long; nothing is lost by looking at leisure then.
@@ -475,6 +493,18 @@ impl<'a> Keeper<'a> {
             Look::Again(pause) => Seen::Fine(pause),
             Look::Met | Look::Measure => Seen::Fine(SHORTEST_GROUP_LOOK),
         }
+    }
+
+    /// The kernel will not end it: we do, the largest below the root first where that was asked for.
+    fn thrashing(&mut self, decision: Decision) -> Seen {
+        self.list_members(self.prepared.boundary.members());
+        let members = self.members.iter().map(|member| (member.pid, member.depth, member.memory_bytes));
+        let chosen = victim(members).filter(|_| self.prepared.spec.on_limit == OnLimit::Largest);
+        let chosen = chosen.and_then(|pid| self.members.iter().find(|member| member.pid == pid));
+        let Some(member) = chosen else { return Seen::Met(decision) };
+        plimsoll_kernel::tree::kill_process(Process { pid: member.pid, start_ticks: member.start_ticks });
+        self.victims += 1;
+        Seen::Fine(STRAIN_EVERY)
     }
 
     /// Makes the kernel choose anyone but the root: within a group, the one with the highest score goes first.

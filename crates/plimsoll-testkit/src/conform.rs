@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
+use plimsoll_kernel::procfs::Process;
 use serde_json::Value;
 
 use crate::harness::{Bench, DEADLINE, Options, Outcome, Tier, alive, command, eventually, groups_of_plimsoll, me};
@@ -552,10 +553,18 @@ fn both_killed_then_swept(bench: &Bench) -> Check {
         plimsoll_kernel::signal::send(pid, 9).map_err(|error| error.to_string())?;
     }
     let _ = running.wait();
+    gone(keeper)?;
     ensure!(!alive(&tag).is_empty(), "there is nothing to sweep");
     let output = bench.verb("explain").output().map_err(|error| error.to_string())?;
     ensure!(alive(&tag).is_empty(), "not swept: {:?} {}", alive(&tag), String::from_utf8_lossy(&output.stderr));
     last_cause_is(bench, "stopped")
+}
+
+/// A keeper that is still dying still holds what it held.
+fn gone(pid: i32) -> Check {
+    let dead = || Process::of(pid).ok().is_none_or(|process| !process.is_alive());
+    ensure!(eventually(dead), "pid {pid} does not die");
+    Ok(())
 }
 
 fn last_cause_is(bench: &Bench, cause: &str) -> Check {
@@ -583,6 +592,7 @@ fn a_stranger_with_a_recycled_pid(bench: &Bench) -> Check {
         }
     }
     let _ = running.wait();
+    gone(keeper)?;
     let file = std::fs::read_dir(bench.dir.join("run/runs"))
         .ok()
         .and_then(|mut entries| entries.next())

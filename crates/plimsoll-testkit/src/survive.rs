@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use plimsoll_kernel::procfs::Process;
+
 use crate::harness::{Bench, Options, Random, Tier, alive, eventually};
 
 /// How a tree is brought to its end.
@@ -95,6 +97,8 @@ fn one(options: &Options, seed: u64) -> Result<usize, String> {
     if by_us {
         // plimsoll was killed: soon, or at the next plimsoll's start, all is gone.
         if matches!(end, End::BothKilled) {
+            // A keeper that is still dying still holds what it held.
+            eventually(|| keeper.and_then(|pid| Process::of(pid).ok()).is_none_or(|process| !process.is_alive()));
             let swept = bench.verb("explain").output().map_err(|error| error.to_string())?;
             let left = alive(&tag);
             if !left.is_empty() {

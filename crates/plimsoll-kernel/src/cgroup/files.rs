@@ -3,11 +3,12 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
 use crate::KernelError;
-use crate::procfs::{flat_keyed, parse_limit_value};
+use crate::procfs::{flat_keyed, parse_limit_value, parse_pressure};
 
 /// A group: its directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +82,13 @@ impl Dir {
     pub(super) fn keyed(&self, name: &str, key: &str) -> Result<u64, KernelError> {
         let text = self.read(name)? + "\n";
         flat_keyed(text.as_bytes(), key).ok_or_else(|| KernelError::Grammar { path: self.file(name), found: text })
+    }
+
+    /// Time in which all of the group's runnable processes waited for memory at once (`full` of `memory.pressure`);
+    /// `None` where the kernel does not tell.
+    pub(super) fn stalled(&self) -> Option<Duration> {
+        let text = self.read("memory.pressure").ok()? + "\n";
+        Some(Duration::from_micros(parse_pressure(text.as_bytes())?.full?.total_us))
     }
 
     /// Pids of a `cgroup.procs`.

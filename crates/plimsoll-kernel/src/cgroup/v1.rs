@@ -137,6 +137,13 @@ impl Group {
         self.usage.read()
     }
 
+    /// Anonymous bytes of the group with what the tree made below it, and how long all of it has stood still for want of
+    /// memory so far, which only the v2 mount beside tells.
+    #[must_use]
+    pub fn strain(&self) -> Option<(u64, Duration)> {
+        Some((self.memory.keyed("memory.stat", "total_rss").ok()?, self.unified.as_ref()?.stalled()?))
+    }
+
     /// Processes and threads now.
     #[must_use]
     pub fn processes(&self) -> Option<u64> {

@@ -135,6 +135,13 @@ impl Group {
         self.usage.read()
     }
 
+    /// Anonymous bytes of the group with what the tree made below it, and how long all of it has stood still for want of
+    /// memory so far.
+    #[must_use]
+    pub fn strain(&self) -> Option<(u64, Duration)> {
+        Some((self.dir.keyed("memory.stat", "anon").ok()?, self.dir.stalled()?))
+    }
+
     /// Processes and threads now.
     #[must_use]
     pub fn processes(&self) -> Option<u64> {
