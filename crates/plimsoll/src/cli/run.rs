@@ -321,7 +321,7 @@ fn swap(text: Option<&str>, memory: Option<u64>) -> Result<Option<u64>, Fault> {
     }
     match size_of("--memory-swap", Some(text))? {
         Some(total) if total < limit => Err(Fault::usage(
-            format!("--memory-swap {} is below --memory {}: it is their total", Human(total), Human(limit)),
+            format!("--memory-swap {text} is below --memory {}: it is their total", Human(limit)),
             format!("--memory-swap {} allows no swap, more than that allows some, -1 allows any", Human(limit)),
         )),
         total => Ok(total),
