@@ -8,6 +8,7 @@ mod deny;
 mod docker;
 mod exec;
 mod guest;
+mod options;
 mod packages;
 mod place;
 mod suite;
@@ -23,6 +24,7 @@ const USAGE: &str = "usage: cargo xtask VERB
   guest -- COMMAND   a command on a kernel of its own: --mode v2|v2-swap|v2-delegated|v1|hybrid, --memory MIB
   docker -- COMMAND  a command in an ordinary container with a memory limit of its own
   bench run          what `run` costs, both sides measured in one run; --quick for a fifth of the rounds
+  options            write docs/options.md, the options by tier, from the conformance suite
   packages           what tests and benchmarks need from Debian, and why; --install gets it";
 
 fn main() -> ExitCode {
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         "bench" => bench::main(rest),
         "guest" => guest::main(rest),
         "docker" => docker::main(rest),
+        "options" => options::main(),
         "packages" => packages::main(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
