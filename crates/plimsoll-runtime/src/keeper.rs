@@ -54,6 +54,9 @@ const LIST_EVERY: Duration = Duration::from_millis(100);
 /// A group at its line is asked how it fares so often.
 const STRAIN_EVERY: Duration = Duration::from_millis(500);
 
+/// Members that are still listed anew between the decision to end them and the kill.
+const LISTED_AT_THE_END: usize = 64;
+
 /// Members whose commands go into the certificate.
 const LARGEST: usize = 5;
 
@@ -665,7 +668,8 @@ impl Keeper<'_> {
         let dirs = self.prepared.boundary.directories();
         if !matches!(exit, RootExit::NotStarted { .. }) {
             let pids = self.prepared.boundary.members();
-            if !pids.is_empty() {
+            // Many are killed first: what the last look saw of them has to do.
+            if !pids.is_empty() && (pids.len() <= LISTED_AT_THE_END || self.members.is_empty()) {
                 self.list_members(pids);
             }
         }

@@ -226,7 +226,9 @@ impl Group {
                     oom: None,
                     limit_hits: Some(Delta { before: hits, after: dir.number("memory.failcnt").ok()? }),
                     limit: dir.limit("memory.limit_in_bytes").ok()?,
-                    peak: None,
+                    // Since the group was made, so perhaps an older one: it speaks only where the log is silent, for the
+                    // kernel prints no more than some OOM kills a second.
+                    peak: dir.number("memory.max_usage_in_bytes").ok(),
                 })
             })
             .collect()

@@ -206,7 +206,7 @@ impl Group {
                     oom: Some(Delta { before: before.own_oom, after: after.own_oom }),
                     limit_hits: Some(Delta { before: before.own_max, after: after.own_max }),
                     limit: dir.limit("memory.max").ok()?,
-                    peak: None,
+                    peak: dir.number("memory.peak").ok(),
                 })
             })
             .collect()
