@@ -728,12 +728,8 @@ fn a_named_parent_that_is_not_there(bench: &Bench) -> Check {
     if bench.tier == Tier::Watchdog {
         return Ok(());
     }
-    let named = Bench {
-        parent: Some("/plimsoll-no-such-parent".into()),
-        dir: bench.dir.clone(),
-        plimsoll: bench.plimsoll.clone(),
-        tier: bench.tier,
-    };
+    let mut named = Bench::new_in(bench);
+    named.parent = Some("/plimsoll-no-such-parent".into());
     refused(&named.run(&[], &["echo", "it ran"]), &["plimsoll-no-such-parent"])?;
     ensure!(groups_of_plimsoll(Some("plimsoll-no-such-parent")).is_empty(), "it made the parent");
     Ok(())

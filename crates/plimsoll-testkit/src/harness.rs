@@ -157,6 +157,8 @@ pub(crate) struct Bench {
     pub(crate) tier: Tier,
     pub(crate) dir: PathBuf,
     pub(crate) parent: Option<String>,
+    /// Groups that stood before this test: somebody else's, or of a test that was killed.
+    before: Vec<String>,
 }
 
 /// A started run.
@@ -170,7 +172,24 @@ impl Bench {
     pub(crate) fn new(options: &Options, name: &str) -> Self {
         let dir = options.scratch.join(name);
         std::fs::create_dir_all(&dir).expect("a directory");
-        Self { plimsoll: options.plimsoll.clone(), tier: options.tier, dir, parent: None }
+        Self {
+            plimsoll: options.plimsoll.clone(),
+            tier: options.tier,
+            dir,
+            parent: None,
+            before: groups_of_plimsoll(None),
+        }
+    }
+
+    /// Another one in the same directories.
+    pub(crate) fn new_in(other: &Self) -> Self {
+        Self {
+            plimsoll: other.plimsoll.clone(),
+            tier: other.tier,
+            dir: other.dir.clone(),
+            parent: None,
+            before: other.before.clone(),
+        }
     }
 
     /// A plimsoll command with the test's own directories.
@@ -226,7 +245,9 @@ impl Bench {
         if let Ok(entries) = std::fs::read_dir(self.dir.join("run/runs")) {
             left.extend(entries.flatten().map(|entry| entry.path().display().to_string()));
         }
-        left.extend(groups_of_plimsoll(self.parent.as_deref()));
+        left.extend(
+            groups_of_plimsoll(self.parent.as_deref()).into_iter().filter(|group| !self.before.contains(group)),
+        );
         left
     }
 }
