@@ -158,7 +158,7 @@ pub(crate) struct Bench {
     pub(crate) dir: PathBuf,
     pub(crate) parent: Option<String>,
     /// Groups that stood before this test: somebody else's, or of a test that was killed.
-    before: Vec<String>,
+    pub(crate) before: Vec<String>,
 }
 
 /// A started run.
