@@ -27,7 +27,8 @@ pub use memory::{
     parse_status_vm_swap,
 };
 pub use read::{
-    Process, ReadError, for_each_pid, page_size, read_all_of, read_file, read_into, read_of, ticks_per_second,
+    Process, ReadError, for_each_pid, page_size, read_all_of, read_environ_of, read_file, read_into, read_of,
+    ticks_per_second,
 };
 pub use stat::{Stat, parse_children, parse_stat};
 

@@ -29,7 +29,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::clock::Instant;
 use crate::procfs::{
     Process, for_each_pid, page_size, parse_children, parse_loadavg, parse_smaps_rollup, parse_stat, parse_statm,
-    read_all_of, read_of,
+    read_all_of, read_environ_of, read_of,
 };
 
 /// So many descriptors are kept for members; further ones are opened for each read.
@@ -414,7 +414,7 @@ pub fn tagged(line: &str) -> Vec<Process> {
     }
     for pid in pids.into_iter().filter(|&pid| pid != me) {
         let Ok(process) = Process::of(pid) else { continue };
-        if read_all_of(pid, "environ", &mut text).is_ok()
+        if read_environ_of(pid, &mut text).is_ok()
             && text.split(|&byte| byte == 0).any(|variable| variable == line.as_bytes())
         {
             found.push(process);

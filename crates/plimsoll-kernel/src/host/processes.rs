@@ -9,8 +9,8 @@ use plimsoll_model::host::{Leftover, ProcessFact, Zombies};
 
 use super::{read_text, uptime};
 use crate::procfs::{
-    Process, for_each_pid, page_size, parse_smaps_rollup, parse_stat, parse_status_memory, read_all_of, read_of,
-    ticks_per_second,
+    Process, for_each_pid, page_size, parse_smaps_rollup, parse_stat, parse_status_memory, read_all_of,
+    read_environ_of, read_of, ticks_per_second,
 };
 
 /// Reads of `smaps_rollup` in one look: it walks the whole address space and holds its lock.
@@ -184,7 +184,7 @@ pub(super) enum Tag {
 /// Reads the tag of a process.
 pub(super) fn tag(pid: i32) -> Tag {
     let mut environment = Vec::new();
-    if read_all_of(pid, "environ", &mut environment).is_err() {
+    if read_environ_of(pid, &mut environment).is_err() {
         return Tag::None;
     }
     let value = |key: &[u8]| {
@@ -424,16 +424,19 @@ mod tests {
 
     #[test]
     fn a_tagged_process_without_its_run() {
-        let id = plimsoll_model::RunId::new(1, std::process::id()).to_string();
-        let mut child = command("sleep").arg("1000").env("PLIMSOLL_ID", &id).spawn().unwrap();
-        let table = Table::read();
-        let left = table.left_processes(&[]);
-        let of_live = table.left_processes(std::slice::from_ref(&id));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let found = left.iter().find(|left| left.what.ends_with(&id));
-        assert_eq!(found.map(|left| left.processes), Some(1), "{left:?}");
-        assert!(!of_live.iter().any(|left| left.what.ends_with(&id)), "{of_live:?}");
+        // Each is looked at while it is still on its way through exec, or nearly so.
+        for n in 0..100 {
+            let id = plimsoll_model::RunId::new(n, std::process::id()).to_string();
+            let mut child = command("sleep").arg("1000").env("PLIMSOLL_ID", &id).spawn().unwrap();
+            let table = Table::read();
+            let left = table.left_processes(&[]);
+            let of_live = table.left_processes(std::slice::from_ref(&id));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let found = left.iter().find(|left| left.what.ends_with(&id));
+            assert_eq!(found.map(|left| left.processes), Some(1), "{left:?}");
+            assert!(!of_live.iter().any(|left| left.what.ends_with(&id)), "{of_live:?}");
+        }
     }
 
     #[test]

@@ -65,6 +65,37 @@ pub fn read_all_of(pid: i32, entry: &str, text: &mut Vec<u8>) -> Result<(), Errn
     drain(&fd, text)
 }
 
+/// Reads a process's environment as it was at its last exec, entries ended by NUL, into `text`.
+///
+/// Between taking its new memory and writing its arguments there, a process on its way through exec shows neither
+/// arguments nor environment. It is asked again until it is through, so that "has no such variable" can be relied on.
+///
+/// # Errors
+/// As [`read_of`].
+pub fn read_environ_of(pid: i32, text: &mut Vec<u8>) -> Result<(), Errno> {
+    for _ in 0..EXEC_LOOKS {
+        read_all_of(pid, "environ", text)?;
+        if !text.is_empty() || !is_within_exec(pid) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_micros(200));
+    }
+    Ok(())
+}
+
+/// Looks at a process in exec before it counts as one without environment: a twentieth of a second in all. A program may
+/// erase its arguments and have no environment, and looks the same for ever.
+const EXEC_LOOKS: u32 = 250;
+
+fn is_within_exec(pid: i32) -> bool {
+    let mut buffer = [0; 1024];
+    let has_memory = read_of(pid, "stat", &mut buffer)
+        .ok()
+        .and_then(parse_stat)
+        .is_some_and(|stat| !stat.kernel_thread && !stat.is_ended());
+    has_memory && read_of(pid, "cmdline", &mut buffer).is_ok_and(<[u8]>::is_empty)
+}
+
 /// Room for `/proc/PID/task/TID/children` and the like.
 const PATH: usize = 64;
 
