@@ -35,6 +35,7 @@ pub enum Look {
 #[derive(Debug, Clone)]
 pub struct Watch {
     line: u64,
+    cores: u32,
     /// Bytes a second that are always reckoned with.
     burst: u64,
     shortest: Duration,
@@ -51,6 +52,7 @@ impl Watch {
     pub fn new(line: u64, cores: u32, shortest: Duration) -> Self {
         Self {
             line,
+            cores: cores.max(1),
             burst: BURST_PER_CORE.saturating_mul(u64::from(cores.max(1))),
             shortest,
             last: None,
@@ -64,6 +66,21 @@ impl Watch {
     #[must_use]
     pub fn line(&self) -> u64 {
         self.line
+    }
+
+    /// How long a look can still wait at `now` since the start, when all processors together worked for no more than
+    /// `busy` since the last one; `None` when it cannot. A busy processor fills memory at no more than its share of the
+    /// rate that is reckoned with, so the last look bounds what is held now.
+    #[must_use]
+    pub fn spare(&self, now: Duration, busy: Duration) -> Option<Duration> {
+        let (looked, held) = self.last?;
+        let until_due = LONGEST.checked_sub(now.saturating_sub(looked)).filter(|left| !left.is_zero())?;
+        let rate = self.burst.max(self.growth);
+        let filled = busy.as_nanos() * u128::from(rate / u64::from(self.cores)) / 1_000_000_000;
+        let headroom = self.line.saturating_sub(held);
+        let left = headroom.saturating_sub(u64::try_from(filled).unwrap_or(u64::MAX));
+        // Closer in than half of what was left, only a look can tell.
+        (left > headroom / 2).then(|| time_to_fill(left, rate).max(self.shortest).min(until_due))
     }
 
     /// Judges a sample: bounds of what is held in bytes, at `now` since the start; `cost` is what the look took.
@@ -80,15 +97,17 @@ impl Watch {
             self.growth = u64::try_from(grown).unwrap_or(u64::MAX).max(self.growth / 2);
         }
         self.last = Some((now, upper));
-        let headroom = self.line - upper;
-        let rate = self.burst.max(self.growth);
-        let until_line = Duration::from_nanos((u128::from(headroom) * 1_000_000_000 / u128::from(rate)) as u64);
+        let until_line = time_to_fill(self.line - upper, self.burst.max(self.growth));
         self.costs[self.looks % COSTS] = cost;
         self.looks += 1;
         let cost = self.costs.iter().min().copied().unwrap_or(cost);
         let affordable = cost.saturating_mul(COST_SHARE);
         Look::Again(until_line.max(affordable).max(self.shortest).min(LONGEST))
     }
+}
+
+fn time_to_fill(bytes: u64, rate: u64) -> Duration {
+    Duration::from_nanos((u128::from(bytes) * 1_000_000_000 / u128::from(rate)) as u64)
 }
 
 /// Picks who goes first when the tree is to lose its largest process: the largest one below the root, by memory held;
@@ -139,6 +158,52 @@ mod tests {
         }
 
         #[test]
+        fn looks_that_were_spared_cost_no_more_than_two_looks_growth(
+            line in (16u64 << 20)..(8 << 30),
+            // A hog that works for some milliseconds and sleeps for others, on one of two cores.
+            bursts in prop::collection::vec((0u64..300, 0u64..3000), 1..50),
+            share in 1u64..=100,
+        ) {
+            let rate = BURST_PER_CORE * share / 100;
+            let held_after = |worked: u128| u64::try_from(worked * u128::from(rate) / 1_000_000_000).unwrap_or(u64::MAX);
+            let worked_by = |now: Duration| {
+                let (mut at, mut worked) = (0u128, 0u128);
+                for &(work, sleep) in bursts.iter().cycle() {
+                    let (work, sleep) = (u128::from(work) * 1_000_000 + 1, u128::from(sleep) * 1_000_000);
+                    if at + work + sleep > now.as_nanos() {
+                        return worked + (now.as_nanos() - at).min(work);
+                    }
+                    worked += work;
+                    at += work + sleep;
+                }
+                unreachable!("the bursts go round")
+            };
+            let mut watch = Watch::new(line, 2, Duration::from_millis(1));
+            let (mut now, mut last, mut spared) = (Duration::ZERO, 0u128, 0);
+            for _ in 0..2000 {
+                let worked = worked_by(now);
+                let busy = Duration::from_nanos((worked - last) as u64);
+                if let Some(pause) = watch.spare(now, busy) {
+                    prop_assert!(held_after(worked) < line, "spared a look over the line");
+                    spared += 1;
+                    now += pause;
+                    continue;
+                }
+                let held = held_after(worked);
+                last = worked;
+                match watch.look(now, held, held, Duration::from_micros(50)) {
+                    Look::Met => {
+                        let bound = rate / 1000 * 21 / 20 + 4096;
+                        prop_assert!(held - line <= bound, "{} > {bound} after {spared} spared", held - line);
+                        return Ok(());
+                    }
+                    Look::Measure => unreachable!("the bounds are equal"),
+                    Look::Again(pause) => now += pause,
+                }
+            }
+        }
+
+        #[test]
         fn intervals_stay_between_their_bounds(line in 1u64..1 << 40, held in 0u64..1 << 40, cost_us in 0u64..1000) {
             let mut watch = Watch::new(line, 4, Duration::from_millis(1));
             if let Look::Again(pause) = watch.look(Duration::ZERO, held, held, Duration::from_micros(cost_us)) {
@@ -159,6 +224,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_idle_machine_spares_looks_for_a_second() {
+        let mut watch = Watch::new(1 << 30, 2, Duration::from_millis(1));
+        assert_eq!(watch.spare(Duration::ZERO, Duration::ZERO), None, "nothing was seen yet");
+        watch.look(Duration::ZERO, 1 << 20, 1 << 20, Duration::ZERO);
+        let soon = Duration::from_millis(200);
+        assert!(watch.spare(soon, Duration::from_millis(20)).is_some_and(|pause| pause > Duration::from_millis(100)));
+        assert_eq!(watch.spare(soon, Duration::from_millis(300)), None, "half of the room may be gone");
+        assert_eq!(watch.spare(LONGEST, Duration::ZERO), None, "the history wants a look a second");
     }
 
     #[test]

@@ -35,7 +35,9 @@ pub fn planned(found: &Found, id: &str, limits: &Limits) -> (Vec<PathBuf>, Vec<P
 
 /// A parent that we make ourselves, and so remove: never one that was named to us.
 fn is_ours(dir: &std::path::Path) -> bool {
-    dir.file_name().is_some_and(|name| name == "plimsoll") && std::env::var_os("PLIMSOLL_CGROUP_PARENT").is_none()
+    let named = std::env::var("PLIMSOLL_CGROUP_PARENT").unwrap_or_default();
+    let is_named = !named.is_empty() && dir.ends_with(named.trim_start_matches('/'));
+    dir.file_name().is_some_and(|name| name == "plimsoll") && !is_named
 }
 
 impl Boundary {

@@ -8,6 +8,7 @@
 //! This is the only crate with `unsafe`; each block says why it is sound.
 
 pub mod boundary;
+pub mod busy;
 pub mod cgroup;
 pub mod clock;
 pub mod host;

@@ -17,6 +17,7 @@ use plimsoll_core::verdict::{Verdict, verdict};
 use plimsoll_core::watch::{Look, Watch, victim};
 use plimsoll_core::{advice, redact};
 use plimsoll_kernel::boundary::Boundary;
+use plimsoll_kernel::busy::{BusyGauge, BusyMark};
 use plimsoll_kernel::cgroup::probe::Surrounding;
 use plimsoll_kernel::cgroup::{surroundings, teardown};
 use plimsoll_kernel::clock::{self, Instant};
@@ -85,6 +86,9 @@ pub(crate) struct Keeper<'a> {
     largest: Vec<Largest>,
     pids: Vec<i32>,
     surrounding: Option<Around>,
+    busy: Option<BusyGauge>,
+    /// When the members were last read.
+    read: Option<BusyMark>,
     /// Processes of ours that were killed for memory while the tree lived (`--on-limit largest` without a group).
     victims: u64,
     /// When the members were last written into the registry, since the start.
@@ -137,6 +141,8 @@ impl<'a> Keeper<'a> {
             largest: Vec::new(),
             pids: Vec::new(),
             surrounding,
+            busy: None,
+            read: None,
             victims: 0,
             noted: None,
             listed: None,
@@ -232,6 +238,9 @@ impl<'a> Keeper<'a> {
             let shortest = if self.own_kill() { SHORTEST_LOOK } else { SHORTEST_GROUP_LOOK };
             Watch::new(line, cores(), shortest)
         });
+        if matches!(self.prepared.boundary, Boundary::Watchdog) {
+            self.busy = BusyGauge::open();
+        }
         // Crossing half of the line wakes us even where a look would come late.
         let half = match (spec.on_limit, spec.limits.memory) {
             (OnLimit::Largest, Some(line)) => self.prepared.boundary.threshold(line / 2),
@@ -560,11 +569,21 @@ impl<'a> Keeper<'a> {
     }
 
     fn look_at_members(&mut self, watch: Option<&mut Watch>, began: Instant) -> Seen {
+        let at = began.since(self.started);
+        if let (Some(watch), Some(busy), Some(read)) = (&watch, &self.busy, self.read)
+            && let Some(pause) = busy.since(read).and_then(|busy| watch.spare(at, busy))
+        {
+            return Seen::Fine(pause);
+        }
+        self.read = self.busy.as_ref().and_then(BusyGauge::mark);
         self.tree.discover();
         let mut held = self.tree.sample();
-        let at = began.since(self.started);
         let line = self.prepared.spec.limits.memory.unwrap_or(u64::MAX);
-        if held.lower < line && held.upper >= line {
+        // Measured while there is time for it: later only differences to the measurement are in doubt, and those are
+        // small. At the line the measurement itself would take longer than the growth leaves.
+        let in_doubt = held.upper - held.lower;
+        let near = held.upper >= line / 2 && in_doubt > line.saturating_sub(held.upper).max(line / 32);
+        if held.lower < line && (held.upper >= line || near) {
             held = self.tree.measure(MEASURE_AT_MOST);
         }
         self.push(at, held.upper, u64::from(held.processes));

@@ -274,10 +274,11 @@ fn find_v1(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
     }
     // Below the named group; else below our own one where it was given to an ordinary user; else below the root.
     let base_on = |mount: &CgroupMount, controller: &str| -> Result<PathBuf, String> {
-        if let Some(named) = &named {
-            return Ok(mount.mount_point.join(named));
-        }
         let root = &mount.mount_point;
+        // A parent that was made for us on the memory hierarchy alone is not made by us on the others.
+        if let Some(there) = named.as_ref().map(|named| root.join(named)).filter(|there| there.exists()) {
+            return Ok(there);
+        }
         if !rustix::process::geteuid().is_root() {
             let own = hierarchies.own_dir(mount, Some(controller)).unwrap_or_else(|| root.clone());
             return writable(&own)
@@ -290,13 +291,11 @@ fn find_v1(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
     let usable = |controller: &str| {
         let mount = hierarchies.v1(controller)?;
         let base = base_on(mount, controller).ok()?;
-        writable(&mount.mount_point).is_ok().then_some(base)
+        writable(if base.exists() { &base } else { &mount.mount_point }).is_ok().then_some(base)
     };
     let unified = hierarchies.v2().and_then(|mount| {
-        let base = match &named {
-            Some(named) => mount.mount_point.join(named),
-            None => mount.mount_point.join(DEFAULT_PARENT),
-        };
+        let there = named.as_ref().map(|named| mount.mount_point.join(named)).filter(|there| there.exists());
+        let base = there.unwrap_or_else(|| mount.mount_point.join(DEFAULT_PARENT));
         // cgroup.kill came with 5.14; the root has none, but cgroup.pressure and cgroup.stat do not tell: a group that
         // is made without it falls back when it is killed.
         writable(&mount.mount_point).is_ok().then_some(base)
