@@ -63,12 +63,12 @@ impl Boundary {
         }
     }
 
-    /// The `cgroup.procs` files that the root writes itself into, and the v2 directory that it is cloned into.
+    /// The files that the root writes itself into, and the v2 directory that it is cloned into.
     #[must_use]
     pub fn entrance(&self) -> (Vec<PathBuf>, Option<PathBuf>) {
         match self {
             Self::V2(group) => (Vec::new(), Some(group.path().to_owned())),
-            Self::V1(group) => (group.procs_files(), group.unified().map(PathBuf::from)),
+            Self::V1(group) => (group.join_files(), group.unified().map(PathBuf::from)),
             Self::Watchdog => (Vec::new(), None),
         }
     }

@@ -130,7 +130,7 @@ pub struct Launch<'a> {
     pub workdir: Option<&'a std::path::Path>,
     /// Descriptors to become 0, 1 and 2; `None` leaves ours.
     pub stdio: [Option<BorrowedFd<'a>>; 3],
-    /// `cgroup.procs` files that the child writes itself into.
+    /// Files of groups (`tasks`, `cgroup.procs`) that the child writes itself into while it has a single thread.
     pub join: Vec<PathBuf>,
     /// A v2 directory that it is cloned into.
     pub into: Option<PathBuf>,

@@ -221,6 +221,8 @@ fn wait(prepared: Prepared<'_>, end: &End, keeper: i32, passed_on: &SignalSet) -
     // Failing to make a descriptor leaves the signals blocked, and the run goes on without them.
     let signals = SignalFd::new(passed_on).ok();
     let shared = prepared.job == Job::Shared;
+    // The root is not forked from here and keeps the priority that we were given.
+    spawn::run_before_others();
     loop {
         let mut fds = vec![PollFd::new(end, PollFlags::IN)];
         if let Some(signals) = &signals {

@@ -52,6 +52,9 @@ const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// Members are listed for the certificate at most so often: who is large changes slowly, and looks are many.
 const LIST_EVERY: Duration = Duration::from_millis(100);
 
+/// Members of a group far from its line are listed so often.
+const LIST_AT_LEISURE: Duration = Duration::from_secs(5);
+
 /// A group at its line is asked how it fares so often.
 const STRAIN_EVERY: Duration = Duration::from_millis(500);
 
@@ -475,21 +478,19 @@ impl<'a> Keeper<'a> {
         let processes = self.prepared.boundary.processes().unwrap_or(0);
         let at = began.since(self.started);
         self.push(at, usage, processes);
-        let Some(watch) = watch else {
-            if self.members.is_empty() || at.as_secs().is_multiple_of(5) {
-                self.list_members(self.prepared.boundary.members());
-            }
-            return Seen::Fine(HISTORY_EVERY);
-        };
         let largest = self.prepared.spec.on_limit == OnLimit::Largest;
-        // Past half of the line the members are listed, for the certificate and for the choice of the victim.
-        if usage >= watch.line() / 2 {
+        let past_half = watch.as_ref().is_some_and(|watch| usage >= watch.line() / 2);
+        // Past half of the line the members are listed, for the certificate and for the choice of the victim; before,
+        // at leisure.
+        if past_half || at >= self.listed.unwrap_or_default() + LIST_AT_LEISURE {
+            self.listed = Some(at);
             let pids = self.prepared.boundary.members();
-            if largest {
+            if largest && past_half {
                 self.raise_scores(&pids);
             }
-            self.list_members(pids);
+            self.list_members(&pids);
         }
+        let Some(watch) = watch else { return Seen::Fine(HISTORY_EVERY) };
         if at >= self.strained + STRAIN_EVERY {
             self.strained = at;
             let close = Thrash::is_close(usage, watch.line());
@@ -509,7 +510,7 @@ impl<'a> Keeper<'a> {
 
     /// The kernel will not end it: we do, the largest below the root first where that was asked for.
     fn thrashing(&mut self, decision: Decision) -> Seen {
-        self.list_members(self.prepared.boundary.members());
+        self.list_members(&self.prepared.boundary.members());
         let members = self.members.iter().map(|member| (member.pid, member.depth, member.memory_bytes));
         let chosen = victim(members).filter(|_| self.prepared.spec.on_limit == OnLimit::Largest);
         let chosen = chosen.and_then(|pid| self.members.iter().find(|member| member.pid == pid));
@@ -528,9 +529,9 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    fn list_members(&mut self, pids: Vec<i32>) {
+    fn list_members(&mut self, pids: &[i32]) {
         let root = self.root.map_or(0, |root| root.pid);
-        let members = members_of_group(&pids, root);
+        let members = members_of_group(pids, root);
         if !members.is_empty() {
             self.remember(members);
         }
@@ -687,9 +688,9 @@ impl Keeper<'_> {
         let dirs = self.prepared.boundary.directories();
         if !matches!(exit, RootExit::NotStarted { .. }) {
             let pids = self.prepared.boundary.members();
-            // Many are killed first: what the last look saw of them has to do.
-            if !pids.is_empty() && (pids.len() <= LISTED_AT_THE_END || self.members.is_empty()) {
-                self.list_members(pids);
+            // Many are killed first: what the last look saw of them has to do, or some of them.
+            if pids.len() <= LISTED_AT_THE_END || self.members.is_empty() {
+                self.list_members(&pids[..pids.len().min(LISTED_AT_THE_END)]);
             }
         }
         let ended_at = clock::wall();

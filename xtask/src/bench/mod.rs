@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::exec::Failure;
 
-/// `cargo xtask bench run [--quick]`.
+/// `cargo xtask bench run [--quick] [PART…]`.
 pub(crate) fn main(args: &[String]) -> Result<ExitCode, Failure> {
     match args.first().map(String::as_str) {
         Some("run") => run::main(&args[1..]),
-        _ => Err(Failure("usage: cargo xtask bench run [--quick]".into())),
+        _ => Err(Failure("usage: cargo xtask bench run [--quick] [PART…]".into())),
     }
 }
 

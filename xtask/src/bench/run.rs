@@ -23,6 +23,9 @@ struct Bench {
 /// A part of the table.
 type Part = fn(&Bench) -> Result<Vec<Row>, Failure>;
 
+/// Runs of the bench are registered here, apart from all others.
+const RUNTIME_DIR: &str = "/run/plimsoll-bench";
+
 const MIB: f64 = 1024.0 * 1024.0;
 
 pub(super) fn main(args: &[String]) -> Result<ExitCode, Failure> {
@@ -40,12 +43,17 @@ pub(super) fn main(args: &[String]) -> Result<ExitCode, Failure> {
         ("wrapping", wrapping),
         ("memory", memory),
         ("sleepers", sleepers),
-        ("fork bomb", bomb),
+        ("bomb", bomb),
         ("sampling", sampling),
         ("idle", idle),
         ("overshoot", overshoot),
     ];
-    for (name, part) in parts {
+    let chosen: Vec<&String> = args.iter().filter(|arg| *arg != "--quick").collect();
+    if let Some(unknown) = chosen.iter().find(|name| !parts.iter().any(|(part, _)| part == **name)) {
+        let parts: Vec<&str> = parts.iter().map(|(name, _)| *name).collect();
+        return Err(Failure(format!("no part {unknown:?}; there are: {}", parts.join(", "))));
+    }
+    for (name, part) in parts.into_iter().filter(|(name, _)| chosen.is_empty() || chosen.iter().any(|c| c == name)) {
         eprintln!("measuring: {name}");
         match part(&bench) {
             Ok(more) => rows.extend(more),
@@ -76,7 +84,7 @@ impl Bench {
     fn plimsoll(&self, options: &[&str], program: &[&str]) -> std::process::Command {
         let mut run = command(&self.binaries.plimsoll);
         run.arg("run").args(options).arg("--").args(program);
-        run.env("PLIMSOLL_STATE_DIR", self.scratch.join("state")).env("PLIMSOLL_RUNTIME_DIR", "/run/plimsoll-bench");
+        run.env("PLIMSOLL_STATE_DIR", self.scratch.join("state")).env("PLIMSOLL_RUNTIME_DIR", RUNTIME_DIR);
         run.stdout(Stdio::null());
         run
     }
@@ -245,12 +253,13 @@ fn wait_empty(events: &Path) -> Result<(), Failure> {
     Err(Failure(format!("{} is still populated", events.display())))
 }
 
-/// The v2 directory of the run that is under way here.
+/// The v2 directory of the bench's run that is under way, by the registry that only the bench uses.
 fn our_group() -> Result<PathBuf, Failure> {
-    let base = Path::new("/sys/fs/cgroup/unified/plimsoll");
-    let entry =
-        std::fs::read_dir(base).map_err(Failure::on("read", base))?.flatten().find(|entry| entry.path().is_dir());
-    entry.map(|entry| entry.path()).ok_or_else(|| Failure("no run is under way".into()))
+    let runs = Path::new(RUNTIME_DIR).join("runs");
+    let entries = std::fs::read_dir(&runs).map_err(Failure::on("read", &runs))?;
+    let id = entries.flatten().find_map(|entry| entry.file_name().to_str()?.strip_suffix(".json").map(str::to_owned));
+    let group = id.map(|id| Path::new("/sys/fs/cgroup/unified/plimsoll").join(id)).filter(|group| group.is_dir());
+    group.ok_or_else(|| Failure("no run is under way".into()))
 }
 
 fn processes_in(group: &Path) -> usize {
@@ -457,7 +466,7 @@ fn ticks(pid: i32) -> u64 {
 fn overshoot(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let rate = hog_rate(bench)?;
     let mut rows = Vec::new();
-    for (procs, after, runs) in [("1", "0s", 200), ("4", "0s", 200), ("1", "10s", 12), ("4", "10s", 12)] {
+    for (procs, after, runs) in [("1", "0s", 200), ("4", "0s", 200), ("1", "10s", 200), ("4", "10s", 200)] {
         let runs = bench.rounds(runs).to_string();
         let said = output(
             command(bench.testkit())

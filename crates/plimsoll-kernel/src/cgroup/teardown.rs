@@ -26,8 +26,8 @@ pub fn kill_until_empty(dirs: &[PathBuf], mut reap: impl FnMut()) -> Vec<i32> {
     let mut through_kernel = true;
     loop {
         kill_once(&groups, through_kernel);
+        wait_unpopulated(&groups, pause);
         reap();
-        wait_unpopulated(&groups, pause, &mut reap);
         let left = members(&groups);
         if left.is_empty() && !groups.iter().any(populated) {
             return Vec::new();
@@ -87,12 +87,11 @@ fn kill_member(pid: i32, group: &Dir) {
 }
 
 /// Waits up to `longest` for a v2 directory of the group to become unpopulated; without one just waits.
-fn wait_unpopulated(groups: &[Dir], longest: Duration, reap: &mut impl FnMut()) {
+fn wait_unpopulated(groups: &[Dir], longest: Duration) {
     let until = Instant::now().after(longest);
     let events = groups.iter().find_map(|group| open(&group.file("cgroup.events"), OFlags::RDONLY).ok());
     let Some(events) = events else {
         std::thread::sleep(longest);
-        reap();
         return;
     };
     let mut longest = longest.max(Duration::from_secs(2));
@@ -106,8 +105,8 @@ fn wait_unpopulated(groups: &[Dir], longest: Duration, reap: &mut impl FnMut()) 
         }
         // While members of the v2 group die, waiting costs nothing; the kernel's notification ends it.
         let step = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+        // Nobody is reaped meanwhile: the dead do not count, and reaping takes processors from those that are to die.
         let _ = poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&step));
-        reap();
         longest = longest.saturating_sub(Duration::from_millis(5));
         if longest.is_zero() && Instant::now() > until {
             return;

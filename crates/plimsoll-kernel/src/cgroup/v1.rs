@@ -115,13 +115,16 @@ impl Group {
         result
     }
 
-    /// The files into which a process writes `0` to join, in order.
+    /// The files into which a process with a single thread writes `0` to join, in order.
+    ///
+    /// `tasks` moves one thread, so the kernel (5.5 and later) takes no lock against the forks of all processes: that
+    /// lock waits out an RCU grace period, some 10 ms, for whoever writes to `cgroup.procs`.
     #[must_use]
-    pub fn procs_files(&self) -> Vec<std::path::PathBuf> {
+    pub fn join_files(&self) -> Vec<std::path::PathBuf> {
         [Some(&self.memory), self.pids.as_ref(), self.cpu.as_ref(), self.freezer.as_ref()]
             .into_iter()
             .flatten()
-            .map(|dir| dir.file("cgroup.procs"))
+            .map(|dir| dir.file("tasks"))
             .collect()
     }
 
