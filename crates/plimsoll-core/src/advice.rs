@@ -13,6 +13,8 @@ use plimsoll_model::{Cause, Certificate, Confidence, Sample, duration};
 
 use crate::verdict::{errno_words, signal_name};
 
+const SIGPIPE: i32 = 13;
+
 /// The smallest line that `run` takes.
 const SMALLEST: u64 = 6 << 20;
 
@@ -70,6 +72,9 @@ pub fn advice(certificate: &Certificate, ending: &Ending) -> String {
                 unheard(ending)
             )
         }
+        Cause::Stopped if matches!(ending.decision, Some(Decision::Bereft(_))) => {
+            "Find out who killed plimsoll: a tree that nobody watches is ended with it.".into()
+        }
         Cause::Stopped => match ending.exit {
             RootExit::Signal(9) | RootExit::Unknown => {
                 "It was asked to end and had not when the grace was over, or was not given any: if it needs longer to finish, raise --stop-timeout.".into()
@@ -87,6 +92,12 @@ pub fn advice(certificate: &Certificate, ending: &Ending) -> String {
         Cause::ExternalKill => format!(
             "Most likely somebody sent SIGKILL, or it did so itself{peak}; only the kernel's log, readable with CAP_SYSLOG, can exclude that the kernel did."
         ),
+        Cause::ExternalSignal if ending.exit == RootExit::Signal(SIGPIPE) => {
+            "Whoever read its output had gone (head and grep -q do that): nothing to do, unless more was to be read.".into()
+        }
+        Cause::ExternalSignal if ending.passed_on.is_some_and(|sent| ending.exit == RootExit::Signal(sent.signal)) => {
+            "Nothing to do: the signal was sent to plimsoll, which passed it on.".into()
+        }
         Cause::ExternalSignal => format!(
             "{} was sent from outside or by the tree itself, not by plimsoll: look for a supervisor, a script or a person.",
             signal_name(certificate.exit.signal.unwrap_or_default())
@@ -288,16 +299,17 @@ fn memory_limit(certificate: &Certificate) -> String {
         Some(top) if top.memory_bytes >= limit / 2 => {
             format!("{} held {} of the {}", who(top), Human(top.memory_bytes), Human(limit))
         }
-        Some(top) => format!(
+        Some(top) if top.memory_bytes >= limit / 10 => format!(
             "{} processes held {} together, {} the most with {}",
             certificate.tree.peak_processes.max(memory.largest.len() as u32),
             Human(limit),
             who(top),
             Human(top.memory_bytes)
         ),
-        None => format!("The tree held {}", Human(limit)),
+        _ => format!("The tree held {}", Human(limit)),
     };
-    let suspect = top.map_or_else(|| "the tree".to_owned(), who);
+    // Whoever held next to nothing when it was seen last is not known to have grown.
+    let suspect = top.filter(|top| top.memory_bytes >= limit / 10).map_or_else(|| "the tree".to_owned(), who);
     let twice = option(round_up(limit.saturating_mul(2)));
     match course(&memory.last_minute, memory.growth_bytes_per_s, limit, certificate.runtime_ms) {
         Course::Level(stayed) => format!(

@@ -126,11 +126,11 @@ impl Boundary {
         }
     }
 
-    /// A descriptor that tells when usage crosses `bytes`, where the kernel has such a thing (v1).
+    /// A descriptor that tells when usage crosses any of these, where the kernel has such a thing (v1).
     #[must_use]
-    pub fn threshold(&self, bytes: u64) -> Option<OwnedFd> {
+    pub fn thresholds(&self, bytes: &[u64]) -> Option<OwnedFd> {
         match self {
-            Self::V1(group) => group.threshold(bytes).ok(),
+            Self::V1(group) => group.thresholds(bytes).ok(),
             Self::V2(_) | Self::Watchdog => None,
         }
     }

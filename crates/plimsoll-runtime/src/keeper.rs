@@ -26,7 +26,7 @@ use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Job, Launch, SpawnError, Step, Wait};
 use plimsoll_kernel::tree::{Tree, command_line, members_of_group, tagged};
 use plimsoll_model::certificate::{Exit, Largest, Memory, SCHEMA, Tree as TreeFacts};
-use plimsoll_model::ending::{Decision, Delta, Ending, RootExit};
+use plimsoll_model::ending::{Decision, Delta, Ending, PassedOn, RootExit, Victim};
 use plimsoll_model::{Cause, Certificate, Member, OnLimit, Sample};
 use plimsoll_store::{CertificateStore, ProcessRef};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -46,8 +46,14 @@ const SHORTEST_LOOK: Duration = Duration::from_millis(1);
 /// Where a group holds the line, looks only gather evidence and need not be as close.
 const SHORTEST_GROUP_LOOK: Duration = Duration::from_millis(5);
 
-/// The registry learns of new members at most so often.
-const NOTE_EVERY: Duration = Duration::from_secs(1);
+/// The registry learns of new members so often.
+const NOTE_EVERY: Duration = Duration::from_millis(100);
+
+/// And no more than this part of the time is spent on it: one in so many.
+const NOTE_COST: u32 = 20;
+
+/// The store that was opened ahead is closed again when the run turns out to be no short one.
+const STORE_KEPT: Duration = Duration::from_secs(1);
 
 /// Members are listed for the certificate at most so often: who is large changes slowly, and looks are many.
 const LIST_EVERY: Duration = Duration::from_millis(100);
@@ -60,6 +66,9 @@ const STRAIN_EVERY: Duration = Duration::from_millis(500);
 
 /// Members that are still listed anew between the decision to end them and the kill.
 const LISTED_AT_THE_END: usize = 64;
+
+/// Who was among the largest so shortly before the end belongs into the certificate.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// Members whose commands go into the certificate.
 const LARGEST: usize = 5;
@@ -86,16 +95,19 @@ pub(crate) struct Keeper<'a> {
     root: Option<Process>,
     /// Members as last listed, largest first.
     members: Vec<Member>,
-    largest: Vec<Largest>,
+    /// The largest of them, and when each was seen last.
+    largest: Vec<(Instant, Largest)>,
     pids: Vec<i32>,
     surrounding: Option<Around>,
     busy: Option<BusyGauge>,
     /// When the members were last read.
     read: Option<BusyMark>,
-    /// Processes of ours that were killed for memory while the tree lived (`--on-limit largest` without a group).
-    victims: u64,
-    /// When the members were last written into the registry, since the start.
-    noted: Option<Duration>,
+    /// Members that we killed for memory while the tree went on (`--on-limit largest`).
+    victims: Vec<Victim>,
+    /// The last signal that was passed on to the root.
+    passed_on: Option<PassedOn>,
+    /// Opened while the root gets going, for the certificate of a short run.
+    store: Option<CertificateStore>,
     /// When the members were last listed, since the start.
     listed: Option<Duration>,
     thrash: Thrash,
@@ -123,7 +135,11 @@ impl<'a> Keeper<'a> {
 
     /// The front in the place of a keeper that was killed: it can only end the tree.
     pub(crate) fn heir(prepared: Prepared<'a>) -> Self {
-        Self::with(prepared, None)
+        let ran = clock::wall().duration_since(prepared.record.started_at);
+        let ran = Duration::try_from(ran).unwrap_or_default();
+        let mut heir = Self::with(prepared, None);
+        heir.started = heir.started.before(ran);
+        heir
     }
 
     fn with(prepared: Prepared<'a>, front: Option<End>) -> Self {
@@ -146,8 +162,9 @@ impl<'a> Keeper<'a> {
             surrounding,
             busy: None,
             read: None,
-            victims: 0,
-            noted: None,
+            victims: Vec::new(),
+            passed_on: None,
+            store: None,
             listed: None,
             thrash: Thrash::default(),
             strained: Duration::ZERO,
@@ -244,15 +261,20 @@ impl<'a> Keeper<'a> {
         if matches!(self.prepared.boundary, Boundary::Watchdog) {
             self.busy = BusyGauge::open();
         }
-        // Crossing half of the line wakes us even where a look would come late.
-        let half = match (spec.on_limit, spec.limits.memory) {
-            (OnLimit::Largest, Some(line)) => self.prepared.boundary.threshold(line / 2),
+        // Crossing one of these wakes us even where a look would come late.
+        let crossings = match (spec.on_limit, spec.limits.memory) {
+            (OnLimit::Largest, Some(line)) => {
+                self.prepared.boundary.thresholds(&[8, 10, 11, 12, 13, 14, 15].map(|part| line / 16 * part))
+            }
             _ => None,
         };
         let mut next_look = Instant::now();
+        // Whom no group lists is written down soon after his birth: the next plimsoll may have to find him.
+        let mut next_note = matches!(self.prepared.boundary, Boundary::Watchdog).then(Instant::now);
         let mut grace: Option<(Instant, Decision)> = None;
         let timeout = spec.timeout.map(|limit| (self.started.after(limit), limit));
         let mut kills_seen = 0;
+        let mut opened_ahead = false;
         let mut oom_pending: Option<Instant> = None;
         loop {
             let now = Instant::now();
@@ -275,6 +297,18 @@ impl<'a> Keeper<'a> {
                     Seen::Met(decision) => return Finish { exit: RootExit::Unknown, decision: Some(decision) },
                 }
             }
+            if next_note.is_some_and(|at| now >= at) {
+                self.tree.discover();
+                self.note_members();
+                next_note = Some(Instant::now().after(NOTE_EVERY.max(now.elapsed() * NOTE_COST)));
+            }
+            if !opened_ahead {
+                // The root is only getting going: a short run's end then need not wait for this.
+                opened_ahead = true;
+                self.store = CertificateStore::open_if_free(self.prepared.options.state_dir);
+            } else if now >= self.started.after(STORE_KEPT) {
+                self.store = None;
+            }
             // The kernel's notice comes before its kill is counted: look again until it is, for a while.
             if let Some(since) = oom_pending {
                 let kills = self.prepared.boundary.oom_kills().unwrap_or(0);
@@ -295,7 +329,7 @@ impl<'a> Keeper<'a> {
                 grace = Some(self.terminate(Decision::IdleTimeout(limit)));
             }
 
-            let mut due = next_look;
+            let mut due = next_note.map_or(next_look, |at| at.min(next_look));
             if let (Some(limit), Some(relay), None) = (spec.idle_timeout, &self.relay, &grace) {
                 due = due.min(Instant::now().after(limit.saturating_sub(relay.idle())));
             }
@@ -307,7 +341,7 @@ impl<'a> Keeper<'a> {
             if oom_pending.is_some() {
                 due = due.min(Instant::now().after(Duration::from_millis(1)));
             }
-            let ready = self.wait_until(due, child_ends, oom_events, half.as_ref());
+            let ready = self.wait_until(due, child_ends, oom_events, crossings.as_ref());
             if ready.front
                 && let Some(end) = self.hear(&mut grace)
             {
@@ -316,7 +350,7 @@ impl<'a> Keeper<'a> {
             if ready.oom {
                 oom_pending = Some(Instant::now());
             }
-            if ready.half {
+            if ready.crossing {
                 next_look = Instant::now();
             }
             if ready.child {
@@ -347,7 +381,7 @@ impl<'a> Keeper<'a> {
         due: Instant,
         child_ends: &SignalFd,
         oom_events: Option<&OwnedFd>,
-        half: Option<&OwnedFd>,
+        crossings: Option<&OwnedFd>,
     ) -> Ready {
         let pause = due.since(Instant::now());
         let timeout = Timespec {
@@ -365,7 +399,7 @@ impl<'a> Keeper<'a> {
             front,
             PollFd::new(child_ends, PollFlags::IN),
             oom_events.map_or(none.clone(), |fd| PollFd::new(fd, oom_flags)),
-            half.map_or(none, |fd| PollFd::new(fd, PollFlags::IN)),
+            crossings.map_or(none, |fd| PollFd::new(fd, PollFlags::IN)),
         ];
         if poll(&mut fds, Some(&timeout)).is_err() {
             return Ready::default();
@@ -375,7 +409,7 @@ impl<'a> Keeper<'a> {
             front: self.front.is_some() && is(0),
             child: is(1),
             oom: oom_events.is_some() && is(2),
-            half: half.is_some() && is(3),
+            crossing: crossings.is_some() && is(3),
         };
         // Read so that the next wait waits; on v2 reading the file is what re-arms the notice.
         let mut buffer = [0; 1024];
@@ -387,8 +421,8 @@ impl<'a> Keeper<'a> {
                 _ => rustix::io::read(fd, &mut buffer),
             };
         }
-        if ready.half
-            && let Some(fd) = half
+        if ready.crossing
+            && let Some(fd) = crossings
         {
             let _ = rustix::io::read(fd, &mut buffer);
         }
@@ -405,6 +439,7 @@ impl<'a> Keeper<'a> {
                 {
                     relay.resize();
                 }
+                self.passed_on = Some(PassedOn { signal: number, sender });
                 if !seen && let Some(root) = self.root {
                     let _ = signal::send(root.pid, number);
                 }
@@ -421,7 +456,7 @@ impl<'a> Keeper<'a> {
                 let reason =
                     format!("plimsoll (pid {}) was killed, and the tree was ended with it", self.prepared.front);
                 self.front = None;
-                Some(Finish { exit: RootExit::Unknown, decision: Some(Decision::Stopped(reason)) })
+                Some(Finish { exit: RootExit::Unknown, decision: Some(Decision::Bereft(reason)) })
             }
         }
     }
@@ -516,7 +551,7 @@ impl<'a> Keeper<'a> {
         let chosen = chosen.and_then(|pid| self.members.iter().find(|member| member.pid == pid));
         let Some(member) = chosen else { return Seen::Met(decision) };
         plimsoll_kernel::tree::kill_process(Process { pid: member.pid, start_ticks: member.start_ticks });
-        self.victims += 1;
+        self.victims.push(sacrificed(member, decision));
         Seen::Fine(STRAIN_EVERY)
     }
 
@@ -537,22 +572,29 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Keeps the members, and the commands of the largest of them while they can still be asked.
+    /// Keeps the members, and the commands of the largest of them while they can still be asked. Who was there a moment
+    /// ago and is gone, or going, keeps what he held: at the line that is whom the kernel took.
     fn remember(&mut self, members: Vec<Member>) {
-        let before = std::mem::take(&mut self.largest);
-        self.largest = members
-            .iter()
-            .take(LARGEST)
-            .map(|member| {
-                // A process that is ending has no command line any more; what it had is kept.
-                let known = before.iter().find(|known| known.pid == member.pid).map(|known| known.command.clone());
-                let command = command_line(member.pid)
-                    .map(|line| redact::redact_command(&line, &self.prepared.options.secrets).join(" "))
-                    .or(known)
-                    .unwrap_or_else(|| format!("[{}]", member.name));
-                Largest { pid: member.pid, command, memory_bytes: member.memory_bytes, depth: member.depth }
-            })
-            .collect();
+        let now = Instant::now();
+        let mut before = std::mem::take(&mut self.largest);
+        before.retain(|(seen, _)| now.since(*seen) < MOMENT);
+        let mut largest: Vec<(Instant, Largest)> = Vec::with_capacity(2 * LARGEST);
+        for member in members.iter().take(LARGEST) {
+            let known = before.iter().position(|(_, known)| known.pid == member.pid).map(|at| before.swap_remove(at).1);
+            let (command, held) = known.map_or((None, 0), |known| (Some(known.command), known.memory_bytes));
+            // A process that is ending has no command line any more; what it had is kept.
+            let command = command_line(member.pid)
+                .map(|line| redact::redact_command(&line, &self.prepared.options.secrets).join(" "))
+                .or(command)
+                .unwrap_or_else(|| format!("[{}]", member.name));
+            let memory_bytes = if member.memory_bytes == 0 { held } else { member.memory_bytes };
+            largest.push((now, Largest { pid: member.pid, command, memory_bytes, depth: member.depth }));
+        }
+        before.retain(|(_, known)| !members.iter().any(|member| member.pid == known.pid));
+        largest.append(&mut before);
+        largest.sort_by(|(_, a), (_, b)| b.memory_bytes.cmp(&a.memory_bytes).then(a.pid.cmp(&b.pid)));
+        largest.truncate(LARGEST);
+        self.largest = largest;
         for member in &members {
             if self.pids.len() < PIDS_KEPT && !self.pids.contains(&member.pid) {
                 self.pids.push(member.pid);
@@ -593,11 +635,9 @@ impl<'a> Keeper<'a> {
             return self.met(Decision::MemoryLimit { usage: held.upper, limit: line });
         }
         if let Some(decision) = self.container_met(held.upper) {
-            return self.end_at_once(decision);
+            return self.met(decision);
         }
         let cost = began.elapsed();
-        // Who is there is written down when it changed, at leisure: the next plimsoll may have to find them.
-        self.note_members(at);
         if (held.upper >= line / 2 || self.members.is_empty()) && self.listed.is_none_or(|then| at >= then + LIST_EVERY)
         {
             self.listed = Some(at);
@@ -623,10 +663,13 @@ impl<'a> Keeper<'a> {
         }
         let members = self.tree.members();
         let chosen = victim(members.iter().map(|member| (member.pid, member.depth, member.memory_bytes)));
-        let Some(pid) = chosen else { return self.end_at_once(decision) };
+        let Some(member) = members.iter().find(|member| Some(member.pid) == chosen) else {
+            return self.end_at_once(decision);
+        };
+        let pid = member.pid;
         self.tree.kill(pid);
+        self.victims.push(sacrificed(member, decision));
         self.remember(members);
-        self.victims += 1;
         // Killing is not freeing: no second victim before the first one's bytes came back.
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(5) {
@@ -667,15 +710,11 @@ impl<'a> Keeper<'a> {
         })
     }
 
-    fn note_members(&mut self, at: Duration) {
+    fn note_members(&mut self) {
         let record = &mut self.prepared.record;
-        let same = record.members.len() == self.tree.processes().count()
-            && self.tree.processes().zip(&record.members).all(|(now, then)| reference(now) == *then);
-        let due = self.noted.is_none_or(|noted| at >= noted + NOTE_EVERY);
-        if !same && due {
+        if !self.tree.processes().map(reference).eq(record.members.iter().copied()) {
             record.members = self.tree.processes().map(reference).collect();
-            self.noted = Some(at);
-            let _ = self.prepared.registration.update(&self.prepared.record);
+            let _ = self.prepared.registration.update(record);
         }
     }
 }
@@ -760,8 +799,11 @@ impl Keeper<'_> {
         std::fs::remove_file(self.prepared.registration.path())
     }
 
-    fn store(&self, certificate: &Certificate) -> Result<(), plimsoll_store::CertificateError> {
-        CertificateStore::open(self.prepared.options.state_dir)?.insert(certificate)
+    fn store(&mut self, certificate: &Certificate) -> Result<(), plimsoll_store::CertificateError> {
+        match &mut self.store {
+            Some(store) => store.insert(certificate),
+            None => CertificateStore::open(self.prepared.options.state_dir)?.insert(certificate),
+        }
     }
 
     fn ending(&mut self, exit: RootExit, decision: Option<Decision>) -> Ending {
@@ -802,7 +844,18 @@ impl Keeper<'_> {
         if host_oom_kill.is_none() {
             unreadable.push("/proc/vmstat".into());
         }
-        Ending { exit, decision, own, ancestors, kmsg, host_oom_kill, pids: self.pids.clone(), unreadable }
+        Ending {
+            exit,
+            decision,
+            victims: std::mem::take(&mut self.victims),
+            passed_on: self.passed_on,
+            own,
+            ancestors,
+            kmsg,
+            host_oom_kill,
+            pids: self.pids.clone(),
+            unreadable,
+        }
     }
 
     fn certificate(
@@ -840,12 +893,12 @@ impl Keeper<'_> {
                 peak_bytes: peak,
                 swap_limit_bytes: swap_limit(spec),
                 growth_bytes_per_s: self.history.growth(),
-                largest: self.largest.clone(),
+                largest: self.largest.iter().map(|(_, process)| process.clone()).collect(),
                 last_minute: self.history.last_minute(),
             },
             tree: TreeFacts {
                 peak_processes: u32::try_from(peak_processes.unwrap_or(0).max(seen)).unwrap_or(u32::MAX),
-                killed_inside: judged.killed_inside + self.victims,
+                killed_inside: judged.killed_inside,
                 survivors: u32::try_from(survivors).unwrap_or(u32::MAX),
             },
             advice: String::new(),
@@ -902,13 +955,17 @@ struct Ready {
     front: bool,
     child: bool,
     oom: bool,
-    half: bool,
+    crossing: bool,
 }
 
 /// What a look saw.
 enum Seen {
     Fine(Duration),
     Met(Decision),
+}
+
+fn sacrificed(member: &Member, reason: Decision) -> Victim {
+    Victim { pid: member.pid, name: member.name.clone(), memory_bytes: member.memory_bytes, reason }
 }
 
 fn reference(process: Process) -> ProcessRef {

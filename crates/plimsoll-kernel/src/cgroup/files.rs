@@ -91,6 +91,25 @@ impl Dir {
         Some(Duration::from_micros(parse_pressure(text.as_bytes())?.full?.total_us))
     }
 
+    /// This group and those that the tree made below it, of nested runs for example.
+    pub(super) fn with_groups_below(&self) -> Vec<Dir> {
+        let mut all = vec![self.clone()];
+        let mut next = 0;
+        while let Some(dir) = all.get(next) {
+            let entries = std::fs::read_dir(&dir.0).into_iter().flatten().flatten();
+            let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            let below: Vec<Dir> = below.map(|entry| Dir(entry.path())).collect();
+            all.extend(below);
+            next += 1;
+        }
+        all
+    }
+
+    /// Everyone in this group and below it; a directory that is gone has nobody.
+    pub(super) fn all_procs(&self) -> Vec<i32> {
+        self.with_groups_below().iter().flat_map(|dir| dir.procs().unwrap_or_default()).collect()
+    }
+
     /// Pids of a `cgroup.procs`.
     pub(super) fn procs(&self) -> Result<Vec<i32>, KernelError> {
         Ok(self.read("cgroup.procs")?.lines().filter_map(|line| line.parse().ok()).collect())

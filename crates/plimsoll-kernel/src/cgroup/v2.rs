@@ -212,10 +212,10 @@ impl Group {
             .collect()
     }
 
-    /// Members now.
+    /// Members now, those of groups below it included.
     #[must_use]
     pub fn members(&self) -> Vec<i32> {
-        self.dir.procs().unwrap_or_default()
+        self.dir.all_procs()
     }
 
     /// The group's own directory, then the parent that goes when it is empty.
