@@ -494,7 +494,7 @@ impl<'a> Keeper<'a> {
             self.strained = at;
             let close = Thrash::is_close(usage, watch.line());
             let strain = if close { self.prepared.boundary.strain() } else { None };
-            if self.thrash.look(at, watch.line(), strain) {
+            if self.thrash.look(at, watch.line(), self.may_swap(), strain) {
                 return self.thrashing(Decision::MemoryLimit { usage, limit: watch.line() });
             }
         }
@@ -505,6 +505,11 @@ impl<'a> Keeper<'a> {
             Look::Again(pause) => Seen::Fine(pause),
             Look::Met | Look::Measure => Seen::Fine(SHORTEST_GROUP_LOOK),
         }
+    }
+
+    /// Whether the tree may go on in swap when its RAM is full.
+    fn may_swap(&self) -> bool {
+        swap_limit(self.prepared.spec).is_none_or(|swap| swap > 0)
     }
 
     /// The kernel will not end it: we do, the largest below the root first where that was asked for.
