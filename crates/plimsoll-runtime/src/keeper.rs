@@ -61,6 +61,9 @@ const LISTED_AT_THE_END: usize = 64;
 /// Members whose commands go into the certificate.
 const LARGEST: usize = 5;
 
+/// Who was large and went is remembered so long: the kernel's kill is known to us a moment after it.
+const LOST_KEPT: Duration = Duration::from_secs(2);
+
 /// Pids kept as a hint for reading the kernel's log.
 const PIDS_KEPT: usize = 64;
 
@@ -84,6 +87,8 @@ pub(crate) struct Keeper<'a> {
     /// Members as last listed, largest first.
     members: Vec<Member>,
     largest: Vec<Largest>,
+    /// Who was among them and is gone, or is being emptied, and since when.
+    lost: Vec<(Instant, Largest)>,
     pids: Vec<i32>,
     surrounding: Option<Around>,
     busy: Option<BusyGauge>,
@@ -139,6 +144,7 @@ impl<'a> Keeper<'a> {
             root: None,
             members: Vec::new(),
             largest: Vec::new(),
+            lost: Vec::new(),
             pids: Vec::new(),
             surrounding,
             busy: None,
@@ -557,6 +563,9 @@ impl<'a> Keeper<'a> {
                 Largest { pid: member.pid, command, memory_bytes: member.memory_bytes, depth: member.depth }
             })
             .collect();
+        let now = Instant::now();
+        self.lost.retain(|(since, _)| now < since.after(LOST_KEPT));
+        self.lost.extend(lost(&before, &members).map(|one| (now, one.clone())));
         for member in &members {
             if self.pids.len() < PIDS_KEPT && !self.pids.contains(&member.pid) {
                 self.pids.push(member.pid);
@@ -696,6 +705,11 @@ impl Keeper<'_> {
             if !pids.is_empty() && (pids.len() <= LISTED_AT_THE_END || self.members.is_empty()) {
                 self.list_members(pids);
             }
+        }
+        if decision.is_none() && self.prepared.boundary.oom_kills().is_some_and(|kills| kills > 0) {
+            // The kernel was quicker than our list: whom it killed has to be in there.
+            let lost = self.lost.drain(..).map(|(_, one)| one);
+            self.largest = with_lost(std::mem::take(&mut self.largest), lost);
         }
         let ended_at = clock::wall();
         let runtime = self.started.elapsed();
@@ -900,6 +914,27 @@ pub(crate) fn kill_tagged(id: &str, mut reap: impl FnMut()) -> Vec<i32> {
     }
 }
 
+/// Those of the largest that are no longer there, or have lost most of what they held, as one who is being killed has.
+fn lost<'a>(before: &'a [Largest], now: &'a [Member]) -> impl Iterator<Item = &'a Largest> {
+    let is_there = |one: &Largest| now.iter().any(|it| it.pid == one.pid && it.memory_bytes >= one.memory_bytes / 2);
+    before.iter().filter(move |one| !is_there(one))
+}
+
+/// The largest, with those who went just now as they were.
+fn with_lost(largest: Vec<Largest>, lost: impl Iterator<Item = Largest>) -> Vec<Largest> {
+    let mut all: Vec<Largest> = largest.into_iter().chain(lost).collect();
+    all.sort_by(|a, b| b.memory_bytes.cmp(&a.memory_bytes).then(a.pid.cmp(&b.pid)));
+    let mut known = Vec::new();
+    all.retain(|one| {
+        !known.contains(&one.pid) && {
+            known.push(one.pid);
+            true
+        }
+    });
+    all.truncate(LARGEST);
+    all
+}
+
 /// What a wait ended for.
 #[derive(Default)]
 struct Ready {
@@ -921,4 +956,31 @@ fn reference(process: Process) -> ProcessRef {
 
 fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn large(pid: i32, memory_bytes: u64) -> Largest {
+        Largest { pid, command: format!("command {pid}"), memory_bytes, depth: 1 }
+    }
+
+    fn member(pid: i32, memory_bytes: u64) -> Member {
+        Member { pid, start_ticks: 1, parent: 1, depth: 1, name: "name".into(), memory_bytes }
+    }
+
+    /// A browser whose renderer the kernel kills: the next look finds it emptied, or only the others.
+    #[test]
+    fn whom_the_kernel_killed_stays_the_largest() {
+        let before = [large(7, 500), large(3, 90), large(4, 80)];
+        for now in [vec![member(3, 95), member(4, 80), member(7, 2)], vec![member(3, 95), member(4, 80)]] {
+            let gone: Vec<Largest> = lost(&before, &now).cloned().collect();
+            assert_eq!(gone, [large(7, 500)]);
+            let listed = now.iter().map(|one| large(one.pid, one.memory_bytes)).collect();
+            let pids: Vec<i32> = with_lost(listed, gone.into_iter()).iter().map(|one| one.pid).collect();
+            assert_eq!(pids, [7, 3, 4]);
+        }
+        assert_eq!(lost(&before, &[member(7, 480), member(3, 90), member(4, 80)]).count(), 0);
+    }
 }
