@@ -30,6 +30,7 @@ LINE = 700 * MIB
 CONTAINER = (900 * MIB, 4096 * MIB)  # a container of this size may stand in for the machine
 UNHELD = 30.0  # seconds that the scene gets without Plimsoll: it may never end by itself
 DEADLINE = 90.0  # seconds for anything that has to come
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RUNAWAYS = {"worker": "worker.py crawler", "node": "crawler.js", "leaf": "--type=renderer"}  # and their command lines
 
 
@@ -205,9 +206,11 @@ def free_ports():
 
 def phase(plimsoll, runaway, escape, after):
     """The whole scene once. Answers how many promises held, and those that did not."""
-    folder = tempfile.mkdtemp(prefix="plimsoll-example-")
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what is made from here on is also removed
     machine = Machine()
+    folder = tempfile.mkdtemp(prefix="plimsoll-example-")
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         report = f"{folder}/certificate"
         held = [plimsoll, "run", "-m", str(LINE), "--timeout", "10m", "--name", "crawler", "--report", report, "--"]
         port, worker_port = free_ports()
@@ -264,7 +267,7 @@ def phase(plimsoll, runaway, escape, after):
     except TimeoutError as what:
         promises = {str(what): False}
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the end is not cut short
         end_all()
         machine.close()
@@ -307,7 +310,7 @@ def stop_on_signals():
     def stop(number, _):
         sys.exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, stop)
 
 
