@@ -15,7 +15,7 @@ pub(crate) enum Suite {
 }
 
 /// The seed of the part that CI runs, so that a failure there happens again here.
-const SEED: &str = "20261124";
+pub(crate) const SEED: &str = "20261124";
 
 impl Suite {
     /// The test kit's arguments in a place that gives this tier (`cgroup1`, `cgroup2`, `watchdog`).

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use plimsoll_kernel::clock::Instant;
 
+use crate::docker::Engine;
 use crate::exec::{Ended, Failure, command, stream};
 use crate::guest::Mode;
 use crate::place::{self, Place};
-use crate::suite::Suite;
+use crate::suite::{SEED, Suite};
 use crate::summary::{self, Counts, Row, Verdict};
 use crate::workspace::{self, Binaries};
 use crate::{deny, packages};
@@ -37,6 +38,8 @@ enum Work {
     Kit(Suite, Place),
     /// Programs that people run, held for real.
     RealPrograms,
+    /// The fourth incident's example: on this machine or in a container.
+    RunawayWorker(Place),
 }
 
 struct Family {
@@ -68,10 +71,15 @@ const FAMILIES: &[Family] = &[
     family("survivors_unprivileged", Work::Kit(Suite::Survivors, Place::Unprivileged)),
     family("survivors_v2", Work::Kit(Suite::Survivors, Place::Guest(Mode::V2))),
     family("real", Work::RealPrograms),
+    family("example_runaway_machine", Work::RunawayWorker(Place::Machine)),
+    family("example_runaway_container", Work::RunawayWorker(Place::Container)),
 ];
 
 /// Drives programs that people run; prints closing lines as the others do.
 const REAL_PROGRAMS: &str = "tests/real/run.py";
+
+/// The fourth incident, before and after: its folder.
+const RUNAWAY_WORKER: &str = "examples/incidents/4-runaway-worker";
 
 impl Extent {
     /// What takes a family this long hangs.
@@ -231,7 +239,29 @@ impl Runner {
                 python.env("PLIMSOLL", &binaries.plimsoll).env("PLIMSOLL_TESTKIT", &binaries.testkit);
                 stream(python, deadline, |line| closing(line, counts))
             }
+            Work::RunawayWorker(place) => self.run_runaway_worker(place, deadline, counts),
         }
+    }
+
+    fn run_runaway_worker(&mut self, place: Place, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
+        let extent = match self.extent {
+            Extent::Part => ["--lot", SEED].as_slice(),
+            Extent::Whole => &["--whole"],
+        };
+        let binaries = self.binaries()?;
+        let folder = workspace::root().join(RUNAWAY_WORKER);
+        let script = folder.join("run.py").display().to_string();
+        if place == Place::Container {
+            // As the recipe has it: plimsoll is the entrypoint, and another one inside holds the worker. A runaway that
+            // nobody holds would make the entrypoint end all of it.
+            let held = ["run", "-m", "1100m", "--", "/usr/bin/python3", &script, "--phase", "after"];
+            let engine = Engine::start(binaries)?;
+            let docker = engine.entrypoint("1200m", &folder, &[held.as_slice(), extent].concat());
+            return stream(docker, deadline, |line| closing(line, counts));
+        }
+        let mut python = command("python3");
+        python.arg(script).args(extent).env("PLIMSOLL", &binaries.plimsoll);
+        stream(python, deadline, |line| closing(line, counts))
     }
 
     fn binaries(&mut self) -> Result<&Binaries, Failure> {
@@ -244,12 +274,16 @@ impl Runner {
 fn available(work: Work) -> Result<(), Failure> {
     match work {
         Work::Kit(_, place) => place.available(),
-        Work::RealPrograms => {
-            let absent = packages::TESTS.iter().find(|package| !package.is_here());
-            absent.map_or(Ok(()), |package| Err(Failure(format!("{} is not here: {}", package.name, package.reason))))
-        }
+        Work::RealPrograms => programs(),
+        Work::RunawayWorker(place) => programs().and_then(|()| place.available()),
         Work::Format | Work::Lints | Work::Dependencies | Work::Cargo => Ok(()),
     }
+}
+
+/// Are the programs here that people run? The reason why not otherwise.
+fn programs() -> Result<(), Failure> {
+    let absent = packages::TESTS.iter().find(|package| !package.is_here());
+    absent.map_or(Ok(()), |package| Err(Failure(format!("{} is not here: {}", package.name, package.reason))))
 }
 
 /// Runs a check that is one test in itself.

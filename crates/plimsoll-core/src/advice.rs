@@ -292,24 +292,26 @@ fn memory_limit(certificate: &Certificate) -> String {
     let Some(limit) = memory.limit_bytes else {
         return "A limit that the tree set for itself was met: raise that one.".into();
     };
-    let top = memory.largest.first();
+    let processes = certificate.tree.peak_processes.max(memory.largest.len() as u32);
+    // That many of that size would not fill half of the line: whoever did was gone when they were listed.
+    let filled = |top: &&Largest| top.memory_bytes.saturating_mul(u64::from(processes)) >= limit / 2;
+    let top = memory.largest.first().filter(filled);
     // The root is the last to be chosen: that it is the largest need not make it the one that grew.
     let held = match top {
         Some(top) if top.memory_bytes >= limit => format!("{} held all of the {}", who(top), Human(limit)),
         Some(top) if top.memory_bytes >= limit / 2 => {
             format!("{} held {} of the {}", who(top), Human(top.memory_bytes), Human(limit))
         }
-        Some(top) if top.memory_bytes >= limit / 10 => format!(
+        Some(top) => format!(
             "{} processes held {} together, {} the most with {}",
-            certificate.tree.peak_processes.max(memory.largest.len() as u32),
+            processes,
             Human(limit),
             who(top),
             Human(top.memory_bytes)
         ),
-        _ => format!("The tree held {}", Human(limit)),
+        None => format!("The tree held {}", Human(limit)),
     };
-    // Whoever held next to nothing when it was seen last is not known to have grown.
-    let suspect = top.filter(|top| top.memory_bytes >= limit / 10).map_or_else(|| "the tree".to_owned(), who);
+    let suspect = top.map_or_else(|| "the tree".to_owned(), who);
     let twice = option(round_up(limit.saturating_mul(2)));
     match course(&memory.last_minute, memory.growth_bytes_per_s, limit, certificate.runtime_ms) {
         Course::Level(stayed) => format!(

@@ -67,11 +67,11 @@ const STRAIN_EVERY: Duration = Duration::from_millis(500);
 /// Members that are still listed anew between the decision to end them and the kill.
 const LISTED_AT_THE_END: usize = 64;
 
-/// Who was among the largest so shortly before the end belongs into the certificate.
-const MOMENT: Duration = Duration::from_millis(500);
-
 /// Members whose commands go into the certificate.
 const LARGEST: usize = 5;
+
+/// Who was large and went is remembered so long: the kernel's kill is known to us a moment after it.
+const LOST_KEPT: Duration = Duration::from_secs(2);
 
 /// Pids kept as a hint for reading the kernel's log.
 const PIDS_KEPT: usize = 64;
@@ -95,8 +95,9 @@ pub(crate) struct Keeper<'a> {
     root: Option<Process>,
     /// Members as last listed, largest first.
     members: Vec<Member>,
-    /// The largest of them, and when each was seen last.
-    largest: Vec<(Instant, Largest)>,
+    largest: Vec<Largest>,
+    /// Who was among them and is gone, or is being emptied, and since when.
+    lost: Vec<(Instant, Largest)>,
     pids: Vec<i32>,
     surrounding: Option<Around>,
     busy: Option<BusyGauge>,
@@ -158,6 +159,7 @@ impl<'a> Keeper<'a> {
             root: None,
             members: Vec::new(),
             largest: Vec::new(),
+            lost: Vec::new(),
             pids: Vec::new(),
             surrounding,
             busy: None,
@@ -530,7 +532,7 @@ impl<'a> Keeper<'a> {
             self.strained = at;
             let close = Thrash::is_close(usage, watch.line());
             let strain = if close { self.prepared.boundary.strain() } else { None };
-            if self.thrash.look(at, watch.line(), strain) {
+            if self.thrash.look(at, watch.line(), self.may_swap(), strain) {
                 return self.thrashing(Decision::MemoryLimit { usage, limit: watch.line() });
             }
         }
@@ -541,6 +543,11 @@ impl<'a> Keeper<'a> {
             Look::Again(pause) => Seen::Fine(pause),
             Look::Met | Look::Measure => Seen::Fine(SHORTEST_GROUP_LOOK),
         }
+    }
+
+    /// Whether the tree may go on in swap when its RAM is full.
+    fn may_swap(&self) -> bool {
+        swap_limit(self.prepared.spec).is_none_or(|swap| swap > 0)
     }
 
     /// The kernel will not end it: we do, the largest below the root first where that was asked for.
@@ -572,29 +579,25 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Keeps the members, and the commands of the largest of them while they can still be asked. Who was there a moment
-    /// ago and is gone, or going, keeps what he held: at the line that is whom the kernel took.
+    /// Keeps the members, and the commands of the largest of them while they can still be asked.
     fn remember(&mut self, members: Vec<Member>) {
+        let before = std::mem::take(&mut self.largest);
+        self.largest = members
+            .iter()
+            .take(LARGEST)
+            .map(|member| {
+                // A process that is ending has no command line any more; what it had is kept.
+                let known = before.iter().find(|known| known.pid == member.pid).map(|known| known.command.clone());
+                let command = command_line(member.pid)
+                    .map(|line| redact::redact_command(&line, &self.prepared.options.secrets).join(" "))
+                    .or(known)
+                    .unwrap_or_else(|| format!("[{}]", member.name));
+                Largest { pid: member.pid, command, memory_bytes: member.memory_bytes, depth: member.depth }
+            })
+            .collect();
         let now = Instant::now();
-        let mut before = std::mem::take(&mut self.largest);
-        before.retain(|(seen, _)| now.since(*seen) < MOMENT);
-        let mut largest: Vec<(Instant, Largest)> = Vec::with_capacity(2 * LARGEST);
-        for member in members.iter().take(LARGEST) {
-            let known = before.iter().position(|(_, known)| known.pid == member.pid).map(|at| before.swap_remove(at).1);
-            let (command, held) = known.map_or((None, 0), |known| (Some(known.command), known.memory_bytes));
-            // A process that is ending has no command line any more; what it had is kept.
-            let command = command_line(member.pid)
-                .map(|line| redact::redact_command(&line, &self.prepared.options.secrets).join(" "))
-                .or(command)
-                .unwrap_or_else(|| format!("[{}]", member.name));
-            let memory_bytes = if member.memory_bytes == 0 { held } else { member.memory_bytes };
-            largest.push((now, Largest { pid: member.pid, command, memory_bytes, depth: member.depth }));
-        }
-        before.retain(|(_, known)| !members.iter().any(|member| member.pid == known.pid));
-        largest.append(&mut before);
-        largest.sort_by(|(_, a), (_, b)| b.memory_bytes.cmp(&a.memory_bytes).then(a.pid.cmp(&b.pid)));
-        largest.truncate(LARGEST);
-        self.largest = largest;
+        self.lost.retain(|(since, _)| now < since.after(LOST_KEPT));
+        self.lost.extend(lost(&before, &members).map(|one| (now, one.clone())));
         for member in &members {
             if self.pids.len() < PIDS_KEPT && !self.pids.contains(&member.pid) {
                 self.pids.push(member.pid);
@@ -731,6 +734,12 @@ impl Keeper<'_> {
             if pids.len() <= LISTED_AT_THE_END || self.members.is_empty() {
                 self.list_members(&pids[..pids.len().min(LISTED_AT_THE_END)]);
             }
+        }
+        let by_kernel = decision.is_none() && self.prepared.boundary.oom_kills().is_some_and(|kills| kills > 0);
+        if by_kernel || !self.victims.is_empty() {
+            // The kill was quicker than our list: whom it took has to be in there.
+            let lost = self.lost.drain(..).map(|(_, one)| one);
+            self.largest = with_lost(std::mem::take(&mut self.largest), lost);
         }
         let ended_at = clock::wall();
         let runtime = self.started.elapsed();
@@ -893,7 +902,7 @@ impl Keeper<'_> {
                 peak_bytes: peak,
                 swap_limit_bytes: swap_limit(spec),
                 growth_bytes_per_s: self.history.growth(),
-                largest: self.largest.iter().map(|(_, process)| process.clone()).collect(),
+                largest: self.largest.clone(),
                 last_minute: self.history.last_minute(),
             },
             tree: TreeFacts {
@@ -949,6 +958,27 @@ pub(crate) fn kill_tagged(id: &str, mut reap: impl FnMut()) -> Vec<i32> {
     }
 }
 
+/// Those of the largest that are no longer there, or have lost most of what they held, as one who is being killed has.
+fn lost<'a>(before: &'a [Largest], now: &'a [Member]) -> impl Iterator<Item = &'a Largest> {
+    let is_there = |one: &Largest| now.iter().any(|it| it.pid == one.pid && it.memory_bytes >= one.memory_bytes / 2);
+    before.iter().filter(move |one| !is_there(one))
+}
+
+/// The largest, with those who went just now as they were.
+fn with_lost(largest: Vec<Largest>, lost: impl Iterator<Item = Largest>) -> Vec<Largest> {
+    let mut all: Vec<Largest> = largest.into_iter().chain(lost).collect();
+    all.sort_by(|a, b| b.memory_bytes.cmp(&a.memory_bytes).then(a.pid.cmp(&b.pid)));
+    let mut known = Vec::new();
+    all.retain(|one| {
+        !known.contains(&one.pid) && {
+            known.push(one.pid);
+            true
+        }
+    });
+    all.truncate(LARGEST);
+    all
+}
+
 /// What a wait ended for.
 #[derive(Default)]
 struct Ready {
@@ -974,4 +1004,31 @@ fn reference(process: Process) -> ProcessRef {
 
 fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn large(pid: i32, memory_bytes: u64) -> Largest {
+        Largest { pid, command: format!("command {pid}"), memory_bytes, depth: 1 }
+    }
+
+    fn member(pid: i32, memory_bytes: u64) -> Member {
+        Member { pid, start_ticks: 1, parent: 1, depth: 1, name: "name".into(), memory_bytes }
+    }
+
+    /// A browser whose renderer the kernel kills: the next look finds it emptied, or only the others.
+    #[test]
+    fn whom_the_kernel_killed_stays_the_largest() {
+        let before = [large(7, 500), large(3, 90), large(4, 80)];
+        for now in [vec![member(3, 95), member(4, 80), member(7, 2)], vec![member(3, 95), member(4, 80)]] {
+            let gone: Vec<Largest> = lost(&before, &now).cloned().collect();
+            assert_eq!(gone, [large(7, 500)]);
+            let listed = now.iter().map(|one| large(one.pid, one.memory_bytes)).collect();
+            let pids: Vec<i32> = with_lost(listed, gone.into_iter()).iter().map(|one| one.pid).collect();
+            assert_eq!(pids, [7, 3, 4]);
+        }
+        assert_eq!(lost(&before, &[member(7, 480), member(3, 90), member(4, 80)]).count(), 0);
+    }
 }

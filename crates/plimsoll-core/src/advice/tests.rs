@@ -109,11 +109,11 @@ fn at_its_line() {
          would leave a quarter to spare; if it fills that too, look for the leak in python3.12 import.py (pid 812)."
     );
     one.memory.last_minute.clear();
-    one.memory.largest[0].memory_bytes = 20 * MIB;
+    one.memory.largest[0].memory_bytes = 40 * MIB;
     one.runtime_ms = 300;
     assert_eq!(
         advice(&one, &killed()),
-        "4 processes held 256 MiB together, python3.12 import.py (pid 812) the most with 20 MiB within 300ms and was \
+        "4 processes held 256 MiB together, python3.12 import.py (pid 812) the most with 40 MiB within 300ms and was \
          still growing: try --memory 512m and read the peak that it then shows."
     );
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use plimsoll_model::Limits;
 use plimsoll_model::ending::{Delta, GroupCounters};
+use plimsoll_model::{Limits, Strain};
 use rustix::fs::OFlags;
 
 use super::files::{Dir, Gauge, open};
@@ -140,11 +140,10 @@ impl Group {
         self.usage.read()
     }
 
-    /// Anonymous bytes of the group with what the tree made below it, and how long all of it has stood still for want of
-    /// memory so far, which only the v2 mount beside tells.
+    /// How the group fares with what the tree made below it; the time it stood still only the v2 mount beside tells.
     #[must_use]
-    pub fn strain(&self) -> Option<(u64, Duration)> {
-        Some((self.memory.keyed("memory.stat", "total_rss").ok()?, self.unified.as_ref()?.stalled()?))
+    pub fn strain(&self) -> Option<Strain> {
+        self.memory.strain("total_rss", ["total_inactive_file", "total_active_file"], self.unified.as_ref()?)
     }
 
     /// Processes and threads now.
