@@ -24,7 +24,7 @@ use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::procfs::Process;
 use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Job, Launch, SpawnError, Step, Wait};
-use plimsoll_kernel::tree::{Tree, command_line, members_of_group, tagged};
+use plimsoll_kernel::tree::{Tree, command_line, members_of_group, name_of, tagged};
 use plimsoll_model::certificate::{Exit, Largest, Memory, SCHEMA, Tree as TreeFacts};
 use plimsoll_model::ending::{Decision, Delta, Ending, PassedOn, RootExit, Victim};
 use plimsoll_model::{Cause, Certificate, Member, OnLimit, Sample};
@@ -49,14 +49,14 @@ const SHORTEST_GROUP_LOOK: Duration = Duration::from_millis(5);
 /// The registry learns of new members so often.
 const NOTE_EVERY: Duration = Duration::from_millis(100);
 
-/// And no more than this part of the time is spent on it: one in so many.
+/// And no more than this part of the time is spent on it, or on listing: one in so many.
 const NOTE_COST: u32 = 20;
 
 /// The store that was opened ahead is closed again when the run turns out to be no short one.
 const STORE_KEPT: Duration = Duration::from_secs(1);
 
 /// Members are listed for the certificate at most so often: who is large changes slowly, and looks are many.
-const LIST_EVERY: Duration = Duration::from_millis(100);
+const LIST_EVERY: Duration = Duration::from_millis(10);
 
 /// Members of a group far from its line are listed so often.
 const LIST_AT_LEISURE: Duration = Duration::from_secs(5);
@@ -109,8 +109,8 @@ pub(crate) struct Keeper<'a> {
     passed_on: Option<PassedOn>,
     /// Opened while the root gets going, for the certificate of a short run.
     store: Option<CertificateStore>,
-    /// When the members were last listed, since the start.
-    listed: Option<Duration>,
+    /// When the members are to be listed again, since the start.
+    list_next: Duration,
     thrash: Thrash,
     /// When the group was last asked how it fares, since the start.
     strained: Duration,
@@ -149,6 +149,10 @@ impl<'a> Keeper<'a> {
             let before = gauge.counters();
             Some(Around { group, gauge, before })
         });
+        let list_next = match prepared.boundary {
+            Boundary::Watchdog => Duration::ZERO,
+            Boundary::V1(_) | Boundary::V2(_) => LIST_AT_LEISURE,
+        };
         Self {
             prepared,
             front,
@@ -167,7 +171,7 @@ impl<'a> Keeper<'a> {
             victims: Vec::new(),
             passed_on: None,
             store: None,
-            listed: None,
+            list_next,
             thrash: Thrash::default(),
             strained: Duration::ZERO,
         }
@@ -183,8 +187,14 @@ impl<'a> Keeper<'a> {
             Ok(both) => both,
             Err(error) => return self.refuse(&error.to_string()),
         };
+        // Crossing one of these wakes us even where a look would come late. Before the start, for the kernel takes its time
+        // (an RCU grace period each).
+        let crossings = match (self.prepared.spec.on_limit, self.prepared.spec.limits.memory) {
+            (OnLimit::Largest, Some(line)) => self.prepared.boundary.thresholds(&[line / 2, line / 4 * 3]),
+            _ => None,
+        };
         let finish = match self.start() {
-            Ok(()) => self.watch(&child_ends, oom_events.as_ref()),
+            Ok(()) => self.watch(&child_ends, oom_events.as_ref(), crossings.as_ref()),
             Err(SpawnError::Step { step: Step::Exec | Step::Workdir, source }) => {
                 Finish { exit: RootExit::NotStarted { errno: source.raw_os_error().unwrap_or(0) }, decision: None }
             }
@@ -254,7 +264,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Waits and acts until there is a reason to end the tree.
-    fn watch(&mut self, child_ends: &SignalFd, oom_events: Option<&OwnedFd>) -> Finish {
+    fn watch(&mut self, child_ends: &SignalFd, oom_events: Option<&OwnedFd>, crossings: Option<&OwnedFd>) -> Finish {
         let spec = self.prepared.spec;
         let mut watch = self.line().map(|line| {
             let shortest = if self.own_kill() { SHORTEST_LOOK } else { SHORTEST_GROUP_LOOK };
@@ -263,13 +273,6 @@ impl<'a> Keeper<'a> {
         if matches!(self.prepared.boundary, Boundary::Watchdog) {
             self.busy = BusyGauge::open();
         }
-        // Crossing one of these wakes us even where a look would come late.
-        let crossings = match (spec.on_limit, spec.limits.memory) {
-            (OnLimit::Largest, Some(line)) => {
-                self.prepared.boundary.thresholds(&[8, 10, 11, 12, 13, 14, 15].map(|part| line / 16 * part))
-            }
-            _ => None,
-        };
         let mut next_look = Instant::now();
         // Whom no group lists is written down soon after his birth: the next plimsoll may have to find him.
         let mut next_note = matches!(self.prepared.boundary, Boundary::Watchdog).then(Instant::now);
@@ -343,7 +346,7 @@ impl<'a> Keeper<'a> {
             if oom_pending.is_some() {
                 due = due.min(Instant::now().after(Duration::from_millis(1)));
             }
-            let ready = self.wait_until(due, child_ends, oom_events, crossings.as_ref());
+            let ready = self.wait_until(due, child_ends, oom_events, crossings);
             if ready.front
                 && let Some(end) = self.hear(&mut grace)
             {
@@ -519,8 +522,8 @@ impl<'a> Keeper<'a> {
         let past_half = watch.as_ref().is_some_and(|watch| usage >= watch.line() / 2);
         // Past half of the line the members are listed, for the certificate and for the choice of the victim; before,
         // at leisure.
-        if past_half || at >= self.listed.unwrap_or_default() + LIST_AT_LEISURE {
-            self.listed = Some(at);
+        if past_half || at >= self.list_next {
+            self.list_next = at + LIST_AT_LEISURE;
             let pids = self.prepared.boundary.members();
             if largest && past_half {
                 self.raise_scores(&pids);
@@ -641,10 +644,10 @@ impl<'a> Keeper<'a> {
             return self.met(decision);
         }
         let cost = began.elapsed();
-        if (held.upper >= line / 2 || self.members.is_empty()) && self.listed.is_none_or(|then| at >= then + LIST_EVERY)
-        {
-            self.listed = Some(at);
+        if (held.upper >= line / 2 || self.members.is_empty()) && at >= self.list_next {
+            let began = Instant::now();
             self.remember(self.tree.members());
+            self.list_next = at + LIST_EVERY.max(began.elapsed() * NOTE_COST);
         }
         let Some(watch) = watch else { return Seen::Fine(HISTORY_EVERY) };
         let container = self.surrounding.as_ref().and_then(|around| around.gauge.usage()).unwrap_or(0);
@@ -670,9 +673,12 @@ impl<'a> Keeper<'a> {
             return self.end_at_once(decision);
         };
         let pid = member.pid;
-        self.tree.kill(pid);
-        self.victims.push(sacrificed(member, decision));
+        let mut victim = sacrificed(member, decision);
+        // It may have become another program since it was found; once it is killed nobody can ask.
+        victim.name = name_of(pid).unwrap_or(victim.name);
         self.remember(members);
+        self.tree.kill(pid);
+        self.victims.push(victim);
         // Killing is not freeing: no second victim before the first one's bytes came back.
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(5) {
