@@ -30,6 +30,7 @@ pub(crate) const TESTS: &[Package] = &[
     package("runc", "runc", "containerd starts it"),
     package("util-linux", "setpriv", "drops to an unprivileged user without capabilities"),
     package("chromium", "chromium", "the real browser that the tests hold at its line"),
+    package("g++", "c++", "compiles libFuzzer, which makes up inputs for the parsers"),
     package("less", "less", "the real full-screen program that the tests drive through a terminal"),
     package("procps", "ps", "an opinion other than ours on which processes there are"),
     package("nodejs", "node", "the real runtime under which agents run"),
