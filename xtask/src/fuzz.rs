@@ -27,16 +27,20 @@ const HANG: &str = "-timeout=60";
 /// A parser that takes so many MiB for one page of input has run away.
 const MEMORY: &str = "-rss_limit_mb=1024";
 
+/// Looks into its folders once and not every second, when what it finds there would depend on the time.
+const NO_CLOCK: &str = "-reload=0";
+
 /// What cargo-fuzz sets where there is no sanitizer, all of it stable (assertions and overflow checks are in the
 /// profile). It replaces our own flags: a static libstdc++ is
 /// not worth its trouble for binaries that never leave this machine.
-const FLAGS: [&str; 6] = [
+const FLAGS: [&str; 7] = [
     "--cfg=fuzzing",
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Crelocation-model=static", // libFuzzer's choices depend on addresses: at fixed ones a seed gives the same run
 ];
 
 /// Lines of libFuzzer that are kept for the case that they lead up to a failure.
@@ -161,7 +165,7 @@ fn folder(of: &str, target: &str) -> Result<PathBuf, Failure> {
 fn fuzzer(target: &str) -> Result<Command, Failure> {
     let built = workspace::target().join("fuzz").join(workspace::host()?).join("release").join(target);
     let mut fuzzer = exec::command(built);
-    fuzzer.current_dir(workspace::root()).env("RUST_BACKTRACE", "1").args([LONGEST, HANG, MEMORY]);
+    fuzzer.current_dir(workspace::root()).env("RUST_BACKTRACE", "1").args([LONGEST, HANG, MEMORY, NO_CLOCK]);
     Ok(fuzzer)
 }
 

@@ -14,6 +14,7 @@ fuzz_target!(|data: &[u8]| {
     let value = values.take();
     whole_number(value);
     whole_number(u64::MAX - value);
+    whole_number(values.below(100));
     // What says "no limit", or is garbage, is never a number, whatever stands around it.
     for text in [[data, b"max"].concat(), [b"max", data].concat(), [b"-", data].concat()] {
         assert!(!matches!(parse_limit_value(&text), Ok(Some(_))), "{}", text.escape_ascii());
@@ -39,6 +40,8 @@ fn limit(data: &[u8]) {
 fn whole_number(value: u64) {
     let expected = (value < (1 << 63) - (1 << 30)).then_some(value);
     assert_eq!(parse_limit_value(format!("{value}\n").as_bytes()), Ok(expected));
+    let below_zero = parse_limit_value(format!("-{value}\n").as_bytes());
+    assert_eq!(below_zero.ok(), (value == 1).then_some(None), "-{value}");
 }
 
 fn flat(data: &[u8], values: &mut Values<'_>) {
