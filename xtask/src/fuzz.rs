@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use plimsoll_kernel::clock::Instant;
 
-use crate::exec::{Ended, Failure, stream, succeed};
+use crate::exec::{Ended, Failure, output, stream, succeed};
 use crate::suite::SEED;
 use crate::summary::Counts;
 use crate::test::Extent;
@@ -33,14 +33,13 @@ const NO_CLOCK: &str = "-reload=0";
 /// What cargo-fuzz sets where there is no sanitizer, all of it stable (assertions and overflow checks are in the
 /// profile). It replaces our own flags: a static libstdc++ is
 /// not worth its trouble for binaries that never leave this machine.
-const FLAGS: [&str; 7] = [
+const FLAGS: [&str; 6] = [
     "--cfg=fuzzing",
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
-    "-Crelocation-model=static", // libFuzzer's choices depend on addresses: at fixed ones a seed gives the same run
 ];
 
 /// Lines of libFuzzer that are kept for the case that they lead up to a failure.
@@ -56,8 +55,8 @@ pub(crate) struct Effort {
     pub(crate) runs: Option<u64>,
     /// Seconds at most.
     pub(crate) seconds: Option<u64>,
-    /// Begins with what earlier runs have found and adds to it; else with the committed inputs alone, which makes a run
-    /// the same every time.
+    /// Begins with what earlier runs have found and adds to it; else with the committed inputs alone, so that a run is the
+    /// same every time.
     pub(crate) grows: bool,
     /// Of the random numbers.
     pub(crate) seed: u64,
@@ -164,7 +163,13 @@ fn folder(of: &str, target: &str) -> Result<PathBuf, Failure> {
 /// The built target.
 fn fuzzer(target: &str) -> Result<Command, Failure> {
     let built = workspace::target().join("fuzz").join(workspace::host()?).join("release").join(target);
-    let mut fuzzer = exec::command(built);
+    // It learns from what is compared, addresses too: only when these are fixed a seed gives the same run every time. Some
+    // containers do not allow that.
+    let fixed = output(exec::command("setarch").args(["-R", "true"])).is_ok();
+    let mut fuzzer = exec::command(if fixed { Path::new("setarch") } else { &built });
+    if fixed {
+        fuzzer.arg("-R").arg(&built);
+    }
     fuzzer.current_dir(workspace::root()).env("RUST_BACKTRACE", "1").args([LONGEST, HANG, MEMORY, NO_CLOCK]);
     Ok(fuzzer)
 }

@@ -28,7 +28,11 @@ pub(crate) const TESTS: &[Package] = &[
     package("docker.io", "dockerd", "an ordinary container: read-only cgroup mount, its own memory limit"),
     package("containerd", "containerd", "dockerd starts it"),
     package("runc", "runc", "containerd starts it"),
-    package("util-linux", "setpriv", "drops to an unprivileged user without capabilities"),
+    package(
+        "util-linux",
+        "setpriv",
+        "drops to an unprivileged user without capabilities; fixes addresses for the fuzz targets",
+    ),
     package("chromium", "chromium", "the real browser that the tests hold at its line"),
     package("g++", "c++", "compiles libFuzzer, which makes up inputs for the parsers"),
     package("less", "less", "the real full-screen program that the tests drive through a terminal"),
