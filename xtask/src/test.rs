@@ -6,13 +6,13 @@ use std::time::Duration;
 use plimsoll_kernel::clock::Instant;
 
 use crate::docker::Engine;
-use crate::exec::{Ended, Failure, command, stream};
+use crate::exec::{Ended, Failure, command, stream, which};
 use crate::guest::Mode;
 use crate::place::{self, Place};
 use crate::suite::{SEED, Suite};
 use crate::summary::{self, Counts, Row, Verdict};
 use crate::workspace::{self, Binaries};
-use crate::{deny, packages};
+use crate::{deny, fuzz, packages};
 
 /// How much of what is counted in hundreds is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,8 @@ enum Work {
     Dependencies,
     /// Everything that `cargo test` finds.
     Cargo,
+    /// The fuzz targets, each with so many inputs.
+    Fuzz,
     /// A suite of the test kit in a place.
     Kit(Suite, Place),
     /// Programs that people run, held for real.
@@ -56,6 +58,7 @@ const FAMILIES: &[Family] = &[
     family("lints", Work::Lints),
     family("dependencies", Work::Dependencies),
     family("cargo", Work::Cargo),
+    family("fuzz", Work::Fuzz),
     family("conform_machine", Work::Kit(Suite::Conform, Place::Machine)),
     family("conform_unprivileged", Work::Kit(Suite::Conform, Place::Unprivileged)),
     family("conform_container", Work::Kit(Suite::Conform, Place::Container)),
@@ -196,18 +199,20 @@ impl Runner {
     fn perform(&mut self, work: Work, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
         match work {
             Work::Format => {
-                let mut cargo = workspace::cargo();
-                cargo.args(["fmt", "--all", "--check"]);
-                once(cargo, deadline, counts)
+                let (mut ours, mut targets) = (workspace::cargo(), fuzz::cargo("fmt"));
+                ours.args(["fmt", "--all", "--check"]);
+                targets.arg("--check");
+                each([ours, targets], deadline, counts)
             }
             Work::Lints => {
-                let mut cargo = workspace::cargo();
-                cargo.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
-                once(cargo, deadline, counts)
+                let (mut ours, mut targets) = (workspace::cargo(), fuzz::cargo("clippy"));
+                ours.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
+                targets.args(["--no-default-features", "--", "--deny", "warnings"]); // so without compiling libFuzzer
+                each([ours, targets], deadline, counts)
             }
             Work::Dependencies => {
                 println!("known vulnerabilities are not checked: that needs a network (cargo deny check advisories)");
-                once(deny::check()?, deadline, counts)
+                each(deny::checks()?, deadline, counts)
             }
             Work::Cargo => {
                 let mut cargo = workspace::cargo();
@@ -225,6 +230,7 @@ impl Runner {
                     }
                 })
             }
+            Work::Fuzz => fuzz::run(&fuzz::targets()?, fuzz::Effort::of(self.extent), deadline, counts),
             Work::Kit(suite, place) => {
                 let arguments = suite.arguments(place.tier()?, place, self.extent);
                 println!("plimsoll-testkit {}", arguments.join(" "));
@@ -244,8 +250,9 @@ impl Runner {
     }
 
     fn run_runaway_worker(&mut self, place: Place, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
+        let seed = SEED.to_string();
         let extent = match self.extent {
-            Extent::Part => ["--lot", SEED].as_slice(),
+            Extent::Part => ["--lot", &seed].as_slice(),
             Extent::Whole => &["--whole"],
         };
         let binaries = self.binaries()?;
@@ -276,7 +283,8 @@ fn available(work: Work) -> Result<(), Failure> {
         Work::Kit(_, place) => place.available(),
         Work::RealPrograms => programs(),
         Work::RunawayWorker(place) => programs().and_then(|()| place.available()),
-        Work::Format | Work::Lints | Work::Dependencies | Work::Cargo => Ok(()),
+        Work::Fuzz if which("c++").is_none() => Err(Failure("there is no c++ to compile libFuzzer with".to_owned())),
+        Work::Fuzz | Work::Format | Work::Lints | Work::Dependencies | Work::Cargo => Ok(()),
     }
 }
 
@@ -286,16 +294,23 @@ fn programs() -> Result<(), Failure> {
     absent.map_or(Ok(()), |package| Err(Failure(format!("{} is not here: {}", package.name, package.reason))))
 }
 
-/// Runs a check that is one test in itself.
-fn once(command: std::process::Command, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
-    let ended = stream(command, deadline, |line| println!("{line}"))?;
-    let one = if ended.is_success() {
-        Counts { passed: 1, ..Counts::default() }
-    } else {
-        Counts { failed: 1, ..Counts::default() }
-    };
-    counts.add(one);
-    Ok(ended)
+/// Runs checks that are one test each, one after the other, whatever the others say.
+fn each(
+    commands: impl IntoIterator<Item = std::process::Command>,
+    deadline: Duration,
+    counts: &mut Counts,
+) -> Result<Ended, Failure> {
+    let mut all = Ended::Code(0);
+    for command in commands {
+        let ended = stream(command, deadline, |line| println!("{line}"))?;
+        if ended.is_success() {
+            counts.passed += 1;
+        } else {
+            counts.failed += 1;
+            all = ended;
+        }
+    }
+    Ok(all)
 }
 
 /// Prints a line; when it is a closing line it becomes the count, as the last one sums up.

@@ -92,11 +92,13 @@ pub fn redact_command(args: &[String], secrets: &[String]) -> Vec<String> {
     let mut next = Next::Any;
     args.iter()
         .map(|arg| {
-            let hidden = match next {
+            let hide = |arg: &str| match next {
                 Next::Secret if !arg.is_empty() && !is_option(arg) => HIDDEN.to_owned(),
-                Next::Login if !is_option(arg) && arg.contains(':') => hide_login(arg),
+                Next::Login if !is_option(arg) && arg.contains(':') => hide_login(arg, &secrets),
                 _ => redact_text(arg, &secrets),
             };
+            // What is left of an option when a part of it was hidden may be none, and goes like any value then.
+            let hidden = if next == Next::Any { hide(arg) } else { hide(&hide(arg)) };
             // Also by what is shown, so that the second time nothing more is hidden.
             next = Next::behind(program, arg).max(Next::behind(program, &hidden));
             hidden
@@ -129,9 +131,13 @@ fn is_option(arg: &str) -> bool {
     arg.starts_with("--") || (arg.len() == 2 && arg.starts_with('-'))
 }
 
-fn hide_login(login: &str) -> String {
+/// `user:password` without the password; the user may be a key itself, with an empty password behind it.
+fn hide_login(login: &str, secrets: &[&str]) -> String {
     let user = login.split(':').next().unwrap_or_default();
-    format!("{user}:{HIDDEN}")
+    let shown = format!("{}:{HIDDEN}", redact_text(user, secrets));
+    // A listed value with a colon in it may reach over both.
+    let reaches = |secret: &&str| secret.contains(':') && (login.contains(secret) || shown.contains(secret));
+    if secrets.iter().any(reaches) { HIDDEN.to_owned() } else { shown }
 }
 
 fn redact_text(text: &str, secrets: &[&str]) -> String {
