@@ -250,11 +250,8 @@ impl Runner {
     }
 
     fn run_runaway_worker(&mut self, place: Place, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
-        let seed = SEED.to_string();
-        let extent = match self.extent {
-            Extent::Part => ["--lot", &seed].as_slice(),
-            Extent::Whole => &["--whole"],
-        };
+        let (seed, lot) = (SEED.to_string(), self.extent == Extent::Part);
+        let extent: &[&str] = if lot { &["--lot", &seed] } else { &["--whole"] };
         let binaries = self.binaries()?;
         let folder = workspace::root().join(RUNAWAY_WORKER);
         let script = folder.join("run.py").display().to_string();
