@@ -137,6 +137,13 @@ impl Hierarchies {
             && self.v2().is_some_and(|mount| has_word(&Dir(mount.mount_point.clone()), "cgroup.controllers", "memory"))
     }
 
+    /// Whether we are part of a tree that Plimsoll holds by a group of the unified hierarchy.
+    fn in_a_tree(&self, parent: Option<&str>) -> bool {
+        let Some(mount) = self.v2() else { return false };
+        let named = parent.and_then(|parent| relative(parent).ok()).map(|parent| mount.mount_point.join(parent));
+        self.own_dir(mount, None).as_deref().and_then(|own| tree_around(own, named.as_deref())).is_some()
+    }
+
     /// `v2`, `v1`, `hybrid` (both) or `none`: what is mounted.
     #[must_use]
     pub fn layout(&self) -> &'static str {
@@ -212,6 +219,15 @@ pub fn probe(choice: BoundaryChoice, parent: Option<&str>) -> Result<Found, Prob
     };
     if choice == BoundaryChoice::Watchdog {
         return Ok(watchdog("it was asked for".into()));
+    }
+    if hierarchies.memory_on_v2() && hierarchies.in_a_tree(parent) {
+        let why = "we run in a tree that plimsoll holds, and a v2 group with processes in it cannot be divided; its line \
+                   holds for us as well";
+        return if choice == BoundaryChoice::Cgroup {
+            Err(ProbeError::NoCgroup(why.into()))
+        } else {
+            Ok(watchdog(why.into()))
+        };
     }
     let found = if hierarchies.memory_on_v2() {
         find_v2(&hierarchies, parent).map(|(parent, reason)| (Boundary::Cgroup2, parent, reason))
@@ -291,17 +307,18 @@ fn find_v1(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
             writable(&base.join("cgroup.procs")).map_err(|why| format!("it is not delegated to this user: {why}"))?;
         }
     }
-    // Below the named group; else below that of the tree that we are part of, whose lines hold for us; else below our
+    // Below that of the tree that we are part of, whose lines hold for us; else below the named group; else below our
     // own one where it was given to an ordinary user; else below the root.
     let base_on = |mount: &CgroupMount, controller: &str| -> Result<PathBuf, String> {
         let root = &mount.mount_point;
         // A parent that was made for us on the memory hierarchy alone is not made by us on the others.
-        if let Some(there) = named.as_ref().map(|named| root.join(named)).filter(|there| there.exists()) {
-            return Ok(there);
-        }
+        let there = named.as_ref().map(|named| root.join(named)).filter(|there| there.exists());
         let own = hierarchies.own_dir(mount, Some(controller));
-        if let Some(tree) = own.as_deref().and_then(tree_around) {
+        if let Some(tree) = own.as_deref().and_then(|own| tree_around(own, there.as_deref())) {
             return Ok(tree.to_owned());
+        }
+        if let Some(there) = there {
+            return Ok(there);
         }
         if !rustix::process::geteuid().is_root() {
             let own = own.unwrap_or_else(|| root.clone());
@@ -319,8 +336,9 @@ fn find_v1(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
     };
     let unified = hierarchies.v2().and_then(|mount| {
         let there = named.as_ref().map(|named| mount.mount_point.join(named)).filter(|there| there.exists());
-        let tree = || hierarchies.own_dir(mount, None).as_deref().and_then(tree_around).map(Path::to_owned);
-        let base = there.or_else(tree).unwrap_or_else(|| mount.mount_point.join(DEFAULT_PARENT));
+        let own = hierarchies.own_dir(mount, None);
+        let tree = own.as_deref().and_then(|own| tree_around(own, there.as_deref())).map(Path::to_owned);
+        let base = tree.or(there).unwrap_or_else(|| mount.mount_point.join(DEFAULT_PARENT));
         // cgroup.kill came with 5.14; the root has none, but cgroup.pressure and cgroup.stat do not tell: a group that
         // is made without it falls back when it is killed.
         writable(&mount.mount_point).is_ok().then_some(base)
@@ -367,13 +385,6 @@ fn find_v2(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
         return found(base, None, "PLIMSOLL_CGROUP_PARENT names it");
     }
     let own = hierarchies.own_dir(mount, None);
-    if own.as_deref().and_then(tree_around).is_some() {
-        return Err(
-            "we run in a tree that plimsoll holds, and a v2 group with processes in it cannot be divided; its \
-                    line holds for us as well"
-                .into(),
-        );
-    }
     if let Some(own) = own.filter(|own| is_delegated(mount, own)) {
         if has_word(&Dir(own.clone()), "cgroup.controllers", "memory") {
             return found(own.join(DEFAULT_PARENT), Some(own), "our own group is delegated to us");
@@ -393,8 +404,10 @@ fn find_v2(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
 }
 
 /// The group of the tree that a process in this group is part of, when Plimsoll holds it: groups are named by run ids.
-fn tree_around(own: &Path) -> Option<&Path> {
+/// A parent that was named for somewhere else counts more; one above the tree was named for the tree itself.
+fn tree_around<'o>(own: &'o Path, named: Option<&Path>) -> Option<&'o Path> {
     own.ancestors()
+        .take_while(|dir| named.is_none_or(|named| *dir != named && dir.starts_with(named)))
         .find(|dir| dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<RunId>().is_ok()))
 }
 
