@@ -1,8 +1,8 @@
 //! One look at the machine: the facts that `doctor` judges and the memory figure that `health` answers with.
 //!
 //! Every fact stands for itself: what cannot be read is absent, and never keeps the others from being told. The look
-//! lasts [`WINDOW`], because two of them need time between two readings: I/O wait (the figure since boot says nothing
-//! about now) and zombies (one that is gone at the second reading was only about to be reaped).
+//! lasts [`WINDOW`], because some of them need time between two readings: I/O wait (the figure since boot says nothing
+//! about now), zombies and empty groups (one that is gone at the second reading was only about to be reaped or removed).
 
 mod container;
 mod processes;
@@ -64,6 +64,9 @@ pub fn look(query: Query) -> HostFacts {
     let oom = oom_history();
     // The scan above may have taken longer than the window already.
     std::thread::sleep(WINDOW.saturating_sub(began.elapsed()));
+    // A run that just begins or ends has a group with nobody in it, for an instant: what is left is left, and still empty.
+    let anew = left_groups(&parents, &live);
+    leftovers.retain(|left| !left.pids.is_empty() || left.groups.is_empty() || anew.contains(left));
     let io_wait_percent = begin.zip(cpu_times()).and_then(|(begin, end)| io_wait(begin, end));
     HostFacts {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
@@ -236,13 +239,28 @@ fn left_groups(parents: &[PathBuf], live: &[String]) -> Vec<Leftover> {
         if members.iter().take(100).any(|&pid| processes::tag(pid) == processes::Tag::Foreign) {
             continue;
         }
-        let processes = members.len() as u32;
-        found
-            .entry(name)
-            .and_modify(|leftover| leftover.processes = leftover.processes.max(processes))
-            .or_insert_with(|| Leftover { what: entry.path().display().to_string(), processes });
+        let leftover = found.entry(name).or_insert_with(|| Leftover {
+            what: entry.path().display().to_string(),
+            pids: Vec::new(),
+            groups: Vec::new(),
+            registered: false,
+        });
+        for dir in below(entry.path()) {
+            let members = read_text(dir.join("cgroup.procs")).unwrap_or_default();
+            leftover.pids.extend(members.lines().filter_map(|pid| pid.parse::<i32>().ok()));
+            leftover.groups.push(dir);
+        }
+        leftover.pids.sort_unstable();
+        leftover.pids.dedup();
     }
     found.into_values().collect()
+}
+
+/// A directory and those below it, the deepest first: in that order they can be removed.
+fn below(dir: PathBuf) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+    let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    dirs.flat_map(|entry| below(entry.path())).chain([dir.clone()]).collect()
 }
 
 /// Space where a directory is, or will be made.
@@ -264,6 +282,25 @@ fn uptime() -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_left_group_with_all_that_has_to_go() {
+        let dir = std::env::temp_dir().join(format!("plimsoll-test-left-{}", std::process::id()));
+        let id = plimsoll_model::RunId::new(1_700_000_000_000, 7).to_string();
+        let group = dir.join("memory/plimsoll").join(&id);
+        std::fs::create_dir_all(group.join("inner")).unwrap();
+        std::fs::create_dir_all(dir.join("pids/plimsoll").join(&id)).unwrap();
+        std::fs::write(group.join("inner/cgroup.procs"), "99999999\n").unwrap();
+        let parents = [dir.join("memory/plimsoll"), dir.join("pids/plimsoll")];
+        let mut left = left_groups(&parents, &[]);
+        left.retain(|left| left.what.contains(&id));
+        let live = left_groups(&parents, std::slice::from_ref(&id));
+        std::fs::remove_dir_all(&dir).unwrap();
+        let groups = vec![group.join("inner"), group.clone(), dir.join("pids/plimsoll").join(&id)];
+        let what = group.display().to_string();
+        assert_eq!(left, [Leftover { what, pids: vec![99_999_999], groups, registered: false }]);
+        assert!(!live.iter().any(|left| left.what.contains(&id)), "{live:?}");
+    }
 
     #[test]
     fn this_machine() {

@@ -104,15 +104,17 @@ impl Table {
 
     /// Processes that carry the id of a run of ours that is not alive, one entry a run.
     pub(super) fn left_processes(&self, live: &[String]) -> Vec<Leftover> {
-        let mut found: std::collections::BTreeMap<String, u32> = std::collections::BTreeMap::new();
+        let mut found: std::collections::BTreeMap<String, Vec<i32>> = std::collections::BTreeMap::new();
         for row in self.rows.values().filter(|row| !row.zombie) {
             if let Tag::Ours(id) = tag(row.process.pid)
                 && !live.contains(&id)
             {
-                *found.entry(id).or_default() += 1;
+                found.entry(id).or_default().push(row.process.pid);
             }
         }
-        found.into_iter().map(|(id, processes)| Leftover { what: format!("PLIMSOLL_ID={id}"), processes }).collect()
+        let leftover =
+            |(id, pids)| Leftover { what: format!("PLIMSOLL_ID={id}"), pids, groups: Vec::new(), registered: false };
+        found.into_iter().map(leftover).collect()
     }
 
     fn fact(&self, row: &Row, memory: u64) -> ProcessFact {
@@ -434,7 +436,7 @@ mod tests {
             child.kill().unwrap();
             child.wait().unwrap();
             let found = left.iter().find(|left| left.what.ends_with(&id));
-            assert_eq!(found.map(|left| left.processes), Some(1), "{left:?}");
+            assert_eq!(found.map(|left| left.pids.len()), Some(1), "{left:?}");
             assert!(!of_live.iter().any(|left| left.what.ends_with(&id)), "{of_live:?}");
         }
     }
