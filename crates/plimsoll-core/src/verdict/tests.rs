@@ -352,6 +352,7 @@ fn history(seed: u64) -> History {
     let own_kills = machine.count(|(_, victim, _)| *victim != Victim::Neighbour);
     let ending = Ending {
         exit,
+        interpreter: None,
         decision: decided,
         own,
         ancestors,
@@ -424,6 +425,7 @@ fn causes_are_found_again() {
 fn plain(exit: RootExit) -> Ending {
     Ending {
         exit,
+        interpreter: None,
         decision: None,
         own: None,
         ancestors: Vec::new(),
@@ -592,7 +594,7 @@ prop_compose! {
         pids in prop::collection::vec(-2i32..6, 0..4),
         unreadable in prop::collection::vec("\\PC{0,8}", 0..3),
     ) -> Ending {
-        Ending { exit, decision, own, ancestors, kmsg, host_oom_kill, pids, unreadable }
+        Ending { exit, interpreter: None, decision, own, ancestors, kmsg, host_oom_kill, pids, unreadable }
     }
 }
 
@@ -615,4 +617,14 @@ proptest! {
             prop_assert!(!certain);
         }
     }
+}
+
+#[test]
+fn a_missing_interpreter_is_named() {
+    let ending = plain(RootExit::NotStarted { errno: 2 });
+    assert!(verdict(&ending).evidence[0].detail.contains("not found in PATH"));
+    let verdict = verdict(&Ending { interpreter: Some("/nonexistent/x".into()), ..ending });
+    assert_eq!((verdict.cause, verdict.confidence), (Cause::StartFailed, Confidence::Certain));
+    let detail = &verdict.evidence[0].detail;
+    assert!(detail.starts_with("ENOENT: the program is there") && detail.contains("/nonexistent/x"), "{detail}");
 }
