@@ -34,7 +34,7 @@ impl BusyGauge {
     #[must_use]
     pub fn open() -> Option<Self> {
         let uptime = rustix::fs::open("/proc/uptime", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-        let is_real = i64::try_from(rustix::fs::fstatfs(&uptime).ok()?.f_type).is_ok_and(|t| t == PROC_SUPER_MAGIC);
+        let is_real = rustix::fs::fstatfs(&uptime).ok()?.f_type == PROC_SUPER_MAGIC;
         // SAFETY: sysconf takes a number.
         let processors = u32::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).ok()?;
         is_real.then_some(Self { uptime, processors })
