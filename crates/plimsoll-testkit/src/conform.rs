@@ -68,6 +68,7 @@ const CASES: &[Case] = cases![
     bad_input_starts_nothing,
     what_the_tier_cannot_do_is_refused,
     a_named_parent_that_is_not_there,
+    limits_of_a_named_parent,
     many_at_once,
 ];
 
@@ -740,6 +741,55 @@ fn a_named_parent_that_is_not_there(bench: &Bench) -> Check {
     named.parent = Some("/plimsoll-no-such-parent".into());
     refused(&named.run(&[], &["echo", "it ran"]), &["plimsoll-no-such-parent"])?;
     ensure!(groups_of_plimsoll(Some("plimsoll-no-such-parent")).is_empty(), "it made the parent");
+    Ok(())
+}
+
+/// What is above the parent's own limits is refused in the option's words, and nothing is started or left behind.
+fn limits_of_a_named_parent(bench: &Bench) -> Check {
+    if bench.tier == Tier::Watchdog {
+        return Ok(());
+    }
+    let name = format!("plimsoll-test-{}", std::process::id());
+    let mounts = plimsoll_kernel::procfs::parse_mountinfo(&std::fs::read("/proc/self/mountinfo").unwrap_or_default());
+    let dirs: Vec<_> = mounts
+        .into_iter()
+        .map(|mount| mount.mount_point.join(&name))
+        .filter(|dir| std::fs::create_dir(dir).is_ok())
+        .collect();
+    if dirs.is_empty() {
+        // An ordinary user, to whom no place for it was given.
+        return Ok(());
+    }
+    for (file, limit) in
+        [("memory.limit_in_bytes", "104857600"), ("memory.max", "104857600"), ("cpu.cfs_quota_us", "50000")]
+    {
+        for dir in dirs.iter().filter(|dir| dir.join(file).exists()) {
+            std::fs::write(dir.join(file), limit).map_err(|error| format!("{file}: {error}"))?;
+        }
+    }
+    let mut named = Bench::new_in(bench);
+    named.parent = Some(format!("/{name}"));
+    let checked = refused_above_the_parent(&named);
+    for dir in &dirs {
+        std::fs::remove_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    }
+    checked
+}
+
+fn refused_above_the_parent(named: &Bench) -> Check {
+    refused(&named.run(&["-m", "1g"], &["echo", "it ran"]), &["--memory 1 GiB", "100 MiB"])?;
+    ended(&named.run(&["-m", "64m"], &["true"]), 0, "exited")?;
+    if named.tier == Tier::Cgroup1 {
+        let (report, log) = (named.dir.join("old-report"), named.dir.join("no-log"));
+        std::fs::write(&report, "old").map_err(|error| error.to_string())?;
+        let files = ["--report", &report.display().to_string(), "--log-file", &log.display().to_string()];
+        let outcome = named.run(&[&["--cpus", "1"], &files[..]].concat(), &["echo", "it ran"]);
+        refused(&outcome, &["--cpus 1", "gives 0.5", "at most 0.5"])?;
+        ensure!(std::fs::read(&report).is_ok_and(|text| text == b"old"), "the old report is gone");
+        ensure!(!log.exists(), "an empty log is left");
+        ended(&named.run(&["--cpus", "0.5"], &["true"]), 0, "exited")?;
+    }
+    ensure!(named.leftovers().is_empty(), "left: {:?}", named.leftovers());
     Ok(())
 }
 

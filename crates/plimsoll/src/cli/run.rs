@@ -38,9 +38,10 @@ A limit, a time limit, a kill or a crash is explained on stderr. Nothing is said
 about a code that the command chose itself, 0 or another: it has said why, and
 `plimsoll explain` tells the rest.
 
-PLIMSOLL_REDACT=NAME,NAME lists variables whose values stand nowhere in
-certificates, wherever they appear in a command; those of names that look secret
-(API_TOKEN, DB_PASSWORD) never do."
+PLIMSOLL_REDACT=NAME,NAME lists variables, of ours or of --env, whose values (of
+four characters or more) are hidden in certificates wherever they appear in a
+command. What looks like a secret, and the values of variables whose names do
+(API_TOKEN, DB_PASSWORD), are hidden anyway."
 )]
 pub(crate) struct RunArgs {
     /// Hard line of memory for the whole tree, at least 6m
