@@ -7,11 +7,15 @@ use crate::workspace;
 
 const VERSION: &str = "0.20.2";
 
-/// A command that runs `cargo-deny check` over what can be checked without a network.
-pub(crate) fn check() -> Result<std::process::Command, Failure> {
-    let mut deny = command(program()?);
-    deny.current_dir(workspace::root()).args(["--workspace", "check", "bans", "licenses", "sources"]);
-    Ok(deny)
+/// Commands that run `cargo-deny check` over what can be checked without a network: for us, and for the fuzz targets.
+pub(crate) fn checks() -> Result<[std::process::Command; 2], Failure> {
+    let program = program()?;
+    Ok(["Cargo.toml", "fuzz/Cargo.toml"].map(|manifest| {
+        let mut deny = command(&program);
+        deny.current_dir(workspace::root()).args(["--workspace", "--manifest-path", manifest, "--config", "deny.toml"]);
+        deny.args(["check", "bans", "licenses", "sources"]);
+        deny
+    }))
 }
 
 /// The installed cargo-deny, else one of our own under cargo's output, compiled the first time.

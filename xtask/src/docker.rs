@@ -113,24 +113,32 @@ impl Engine {
         Ok(engine)
     }
 
-    /// `args` in a fresh container: ordinary capabilities, a read-only cgroup mount, [`MEMORY`], no network.
+    /// `args` in a fresh container of [`MEMORY`].
     pub(crate) fn run(&self, args: &[String]) -> Command {
-        let mut docker = self.docker();
-        docker.args([
-            "run",
-            "--rm",
-            "--network",
-            "none",
-            "--memory",
-            MEMORY,
-            "--pids-limit",
-            TASKS,
-            "--tmpfs",
-            "/tmp:mode=1777",
-            IMAGE,
-        ]);
+        let mut docker = self.container(MEMORY);
         // A shell as pid 1 reaps what is orphaned, as an init in an image does; it must not exec the command.
-        docker.args(["/bin/sh", "-c", "\"$@\"; exit $?", "sh"]).args(args);
+        docker.args([IMAGE, "/bin/sh", "-c", "\"$@\"; exit $?", "sh"]).args(args);
+        docker
+    }
+
+    /// `plimsoll` with `args` as the entrypoint of a container of that much memory, which has this machine's programs and
+    /// `folder`, read-only, at the same place.
+    pub(crate) fn entrypoint(&self, memory: &str, folder: &Path, args: &[&str]) -> Command {
+        let mut docker = self.container(memory);
+        for shared in ["/usr", "/lib", "/lib64", "/etc"].map(Path::new).into_iter().chain([folder]) {
+            docker.arg("--volume").arg(format!("{0}:{0}:ro", shared.display()));
+        }
+        docker
+            .args(["--memory-swap", memory, "--env", "PATH=/usr/bin:/bin", "--entrypoint", "/bin/plimsoll", IMAGE])
+            .args(args);
+        docker
+    }
+
+    /// The beginning of a `docker run`: ordinary capabilities, a read-only cgroup mount, so much memory, no network.
+    fn container(&self, memory: &str) -> Command {
+        let mut docker = self.docker();
+        docker.args(["run", "--rm", "--network", "none", "--memory", memory]);
+        docker.args(["--pids-limit", TASKS, "--tmpfs", "/tmp:mode=1777"]);
         docker
     }
 

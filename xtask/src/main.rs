@@ -7,6 +7,7 @@ mod cpio;
 mod deny;
 mod docker;
 mod exec;
+mod fuzz;
 mod guest;
 mod options;
 mod packages;
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: cargo xtask VERB
   test [FAMILY…]     all tests, or those families whose names begin so; --list names them
   soak [FAMILY…]     the same with whole counts
+  fuzz [TARGET…]     the parsers against made-up inputs: --runs N, --seconds N, --seed N, --replay FILE, --list
   guest -- COMMAND   a command on a kernel of its own: --mode v2|v2-swap|v2-delegated|v1|hybrid, --memory MIB
   docker -- COMMAND  a command in an ordinary container with a memory limit of its own
   bench run          what `run` costs, both sides measured in one run; --quick for a fifth of the rounds
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let done = match verb {
         "test" => test::main(test::Extent::Part, rest),
         "soak" => test::main(test::Extent::Whole, rest),
+        "fuzz" => fuzz::main(rest),
         "bench" => bench::main(rest),
         "guest" => guest::main(rest),
         "docker" => docker::main(rest),

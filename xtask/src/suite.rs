@@ -15,7 +15,7 @@ pub(crate) enum Suite {
 }
 
 /// The seed of the part that CI runs, so that a failure there happens again here.
-const SEED: &str = "20261124";
+pub(crate) const SEED: u64 = 20_261_124;
 
 impl Suite {
     /// The test kit's arguments in a place that gives this tier (`cgroup1`, `cgroup2`, `watchdog`).
@@ -24,10 +24,11 @@ impl Suite {
             Extent::Part => part,
             Extent::Whole => whole,
         };
+        let seed = SEED.to_string();
         let mut words: Vec<&str> = match self {
             Self::Conform => vec!["conform", "--tier", tier],
-            Self::Verdicts => vec!["inject", "--tier", tier, "--deaths", count("120", "1000"), "--seed", SEED],
-            Self::Survivors => vec!["survive", "--tier", tier, "--trees", count("150", "2000"), "--seed", SEED],
+            Self::Verdicts => vec!["inject", "--tier", tier, "--deaths", count("120", "1000"), "--seed", &seed],
+            Self::Survivors => vec!["survive", "--tier", tier, "--trees", count("150", "2000"), "--seed", &seed],
         };
         if self == Self::Verdicts && matches!(place, Place::Guest(_)) {
             words.push("--guest"); // the machine's own out-of-memory killer too: this machine is made for it

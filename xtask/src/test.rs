@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use plimsoll_kernel::clock::Instant;
 
-use crate::exec::{Ended, Failure, command, stream};
+use crate::docker::Engine;
+use crate::exec::{Ended, Failure, command, stream, which};
 use crate::guest::Mode;
 use crate::place::{self, Place};
-use crate::suite::Suite;
+use crate::suite::{SEED, Suite};
 use crate::summary::{self, Counts, Row, Verdict};
 use crate::workspace::{self, Binaries};
-use crate::{deny, packages};
+use crate::{deny, fuzz, packages};
 
 /// How much of what is counted in hundreds is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +34,14 @@ enum Work {
     Dependencies,
     /// Everything that `cargo test` finds.
     Cargo,
+    /// The fuzz targets, each with so many inputs.
+    Fuzz,
     /// A suite of the test kit in a place.
     Kit(Suite, Place),
     /// Programs that people run, held for real.
     RealPrograms,
+    /// The fourth incident's example: on this machine or in a container.
+    RunawayWorker(Place),
 }
 
 struct Family {
@@ -53,6 +58,7 @@ const FAMILIES: &[Family] = &[
     family("lints", Work::Lints),
     family("dependencies", Work::Dependencies),
     family("cargo", Work::Cargo),
+    family("fuzz", Work::Fuzz),
     family("conform_machine", Work::Kit(Suite::Conform, Place::Machine)),
     family("conform_unprivileged", Work::Kit(Suite::Conform, Place::Unprivileged)),
     family("conform_container", Work::Kit(Suite::Conform, Place::Container)),
@@ -68,10 +74,15 @@ const FAMILIES: &[Family] = &[
     family("survivors_unprivileged", Work::Kit(Suite::Survivors, Place::Unprivileged)),
     family("survivors_v2", Work::Kit(Suite::Survivors, Place::Guest(Mode::V2))),
     family("real", Work::RealPrograms),
+    family("example_runaway_machine", Work::RunawayWorker(Place::Machine)),
+    family("example_runaway_container", Work::RunawayWorker(Place::Container)),
 ];
 
 /// Drives programs that people run; prints closing lines as the others do.
 const REAL_PROGRAMS: &str = "tests/real/run.py";
+
+/// The fourth incident, before and after: its folder.
+const RUNAWAY_WORKER: &str = "examples/incidents/4-runaway-worker";
 
 impl Extent {
     /// What takes a family this long hangs.
@@ -188,18 +199,20 @@ impl Runner {
     fn perform(&mut self, work: Work, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
         match work {
             Work::Format => {
-                let mut cargo = workspace::cargo();
-                cargo.args(["fmt", "--all", "--check"]);
-                once(cargo, deadline, counts)
+                let (mut ours, mut targets) = (workspace::cargo(), fuzz::cargo("fmt"));
+                ours.args(["fmt", "--all", "--check"]);
+                targets.arg("--check");
+                each([ours, targets], deadline, counts)
             }
             Work::Lints => {
-                let mut cargo = workspace::cargo();
-                cargo.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
-                once(cargo, deadline, counts)
+                let (mut ours, mut targets) = (workspace::cargo(), fuzz::cargo("clippy"));
+                ours.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
+                targets.args(["--no-default-features", "--", "--deny", "warnings"]); // so without compiling libFuzzer
+                each([ours, targets], deadline, counts)
             }
             Work::Dependencies => {
                 println!("known vulnerabilities are not checked: that needs a network (cargo deny check advisories)");
-                once(deny::check()?, deadline, counts)
+                each(deny::checks()?, deadline, counts)
             }
             Work::Cargo => {
                 let mut cargo = workspace::cargo();
@@ -217,6 +230,7 @@ impl Runner {
                     }
                 })
             }
+            Work::Fuzz => fuzz::run(&fuzz::targets()?, fuzz::Effort::of(self.extent), deadline, counts),
             Work::Kit(suite, place) => {
                 let arguments = suite.arguments(place.tier()?, place, self.extent);
                 println!("plimsoll-testkit {}", arguments.join(" "));
@@ -231,7 +245,27 @@ impl Runner {
                 python.env("PLIMSOLL", &binaries.plimsoll).env("PLIMSOLL_TESTKIT", &binaries.testkit);
                 stream(python, deadline, |line| closing(line, counts))
             }
+            Work::RunawayWorker(place) => self.run_runaway_worker(place, deadline, counts),
         }
+    }
+
+    fn run_runaway_worker(&mut self, place: Place, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
+        let (seed, lot) = (SEED.to_string(), self.extent == Extent::Part);
+        let extent: &[&str] = if lot { &["--lot", &seed] } else { &["--whole"] };
+        let binaries = self.binaries()?;
+        let folder = workspace::root().join(RUNAWAY_WORKER);
+        let script = folder.join("run.py").display().to_string();
+        if place == Place::Container {
+            // As the recipe has it: plimsoll is the entrypoint, and another one inside holds the worker. A runaway that
+            // nobody holds would make the entrypoint end all of it.
+            let held = ["run", "-m", "1100m", "--", "/usr/bin/python3", &script, "--phase", "after"];
+            let engine = Engine::start(binaries)?;
+            let docker = engine.entrypoint("1200m", &folder, &[held.as_slice(), extent].concat());
+            return stream(docker, deadline, |line| closing(line, counts));
+        }
+        let mut python = command("python3");
+        python.arg(script).args(extent).env("PLIMSOLL", &binaries.plimsoll);
+        stream(python, deadline, |line| closing(line, counts))
     }
 
     fn binaries(&mut self) -> Result<&Binaries, Failure> {
@@ -244,24 +278,36 @@ impl Runner {
 fn available(work: Work) -> Result<(), Failure> {
     match work {
         Work::Kit(_, place) => place.available(),
-        Work::RealPrograms => {
-            let absent = packages::TESTS.iter().find(|package| !package.is_here());
-            absent.map_or(Ok(()), |package| Err(Failure(format!("{} is not here: {}", package.name, package.reason))))
-        }
-        Work::Format | Work::Lints | Work::Dependencies | Work::Cargo => Ok(()),
+        Work::RealPrograms => programs(),
+        Work::RunawayWorker(place) => programs().and_then(|()| place.available()),
+        Work::Fuzz if which("c++").is_none() => Err(Failure("there is no c++ to compile libFuzzer with".to_owned())),
+        Work::Fuzz | Work::Format | Work::Lints | Work::Dependencies | Work::Cargo => Ok(()),
     }
 }
 
-/// Runs a check that is one test in itself.
-fn once(command: std::process::Command, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
-    let ended = stream(command, deadline, |line| println!("{line}"))?;
-    let one = if ended.is_success() {
-        Counts { passed: 1, ..Counts::default() }
-    } else {
-        Counts { failed: 1, ..Counts::default() }
-    };
-    counts.add(one);
-    Ok(ended)
+/// Are the programs here that people run? The reason why not otherwise.
+fn programs() -> Result<(), Failure> {
+    let absent = packages::TESTS.iter().find(|package| !package.is_here());
+    absent.map_or(Ok(()), |package| Err(Failure(format!("{} is not here: {}", package.name, package.reason))))
+}
+
+/// Runs checks that are one test each, one after the other, whatever the others say.
+fn each(
+    commands: impl IntoIterator<Item = std::process::Command>,
+    deadline: Duration,
+    counts: &mut Counts,
+) -> Result<Ended, Failure> {
+    let mut all = Ended::Code(0);
+    for command in commands {
+        let ended = stream(command, deadline, |line| println!("{line}"))?;
+        if ended.is_success() {
+            counts.passed += 1;
+        } else {
+            counts.failed += 1;
+            all = ended;
+        }
+    }
+    Ok(all)
 }
 
 /// Prints a line; when it is a closing line it becomes the count, as the last one sums up.

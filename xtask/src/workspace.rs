@@ -57,11 +57,13 @@ fn build_with(profile: &str) -> Result<Binaries, Failure> {
         "--package",
         "plimsoll-testkit",
     ]))?;
-    let version = output(command("rustc").arg("-vV"))?;
-    let host = version
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .ok_or_else(|| Failure(format!("rustc -vV names no host: {version:?}")))?;
-    let folder = target().join(host).join(profile);
+    let folder = target().join(host()?).join(profile);
     Ok(Binaries { plimsoll: folder.join("plimsoll"), testkit: folder.join("plimsoll-testkit") })
+}
+
+/// The target that we build for, by name: this machine's.
+pub(crate) fn host() -> Result<String, Failure> {
+    let version = output(command("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).ok_or_else(|| Failure(format!("rustc -vV names no host: {version:?}")))
 }

@@ -13,6 +13,8 @@ use plimsoll_model::{Cause, Certificate, Confidence, Sample, duration};
 
 use crate::verdict::{not_started, signal_name};
 
+const SIGPIPE: i32 = 13;
+
 /// The smallest line that `run` takes.
 const SMALLEST: u64 = 6 << 20;
 
@@ -70,6 +72,9 @@ pub fn advice(certificate: &Certificate, ending: &Ending) -> String {
                 unheard(ending)
             )
         }
+        Cause::Stopped if matches!(ending.decision, Some(Decision::Bereft(_))) => {
+            "Find out who killed plimsoll: a tree that nobody watches is ended with it.".into()
+        }
         Cause::Stopped => match ending.exit {
             RootExit::Signal(9) | RootExit::Unknown => {
                 "It was asked to end and had not when the grace was over, or was not given any: if it needs longer to finish, raise --stop-timeout.".into()
@@ -87,6 +92,12 @@ pub fn advice(certificate: &Certificate, ending: &Ending) -> String {
         Cause::ExternalKill => format!(
             "Most likely somebody sent SIGKILL, or it did so itself{peak}; only the kernel's log, readable with CAP_SYSLOG, can exclude that the kernel did."
         ),
+        Cause::ExternalSignal if ending.exit == RootExit::Signal(SIGPIPE) => {
+            "Whoever read its output had gone (head and grep -q do that): nothing to do, unless more was to be read.".into()
+        }
+        Cause::ExternalSignal if ending.passed_on.is_some_and(|sent| ending.exit == RootExit::Signal(sent.signal)) => {
+            "Nothing to do: the signal was sent to plimsoll, which passed it on.".into()
+        }
         Cause::ExternalSignal => format!(
             "{} was sent from outside or by the tree itself, not by plimsoll: look for a supervisor, a script or a person.",
             signal_name(certificate.exit.signal.unwrap_or_default())
@@ -284,7 +295,10 @@ fn memory_limit(certificate: &Certificate) -> String {
     let Some(limit) = memory.limit_bytes else {
         return "A limit that the tree set for itself was met: raise that one.".into();
     };
-    let top = memory.largest.first();
+    let processes = certificate.tree.peak_processes.max(memory.largest.len() as u32);
+    // That many of that size would not fill half of the line: whoever did was gone when they were listed.
+    let filled = |top: &&Largest| top.memory_bytes.saturating_mul(u64::from(processes)) >= limit / 2;
+    let top = memory.largest.first().filter(filled);
     // The root is the last to be chosen: that it is the largest need not make it the one that grew.
     let held = match top {
         Some(top) if top.memory_bytes >= limit => format!("{} held all of the {}", who(top), Human(limit)),
@@ -293,7 +307,7 @@ fn memory_limit(certificate: &Certificate) -> String {
         }
         Some(top) => format!(
             "{} processes held {} together, {} the most with {}",
-            certificate.tree.peak_processes.max(memory.largest.len() as u32),
+            processes,
             Human(limit),
             who(top),
             Human(top.memory_bytes)

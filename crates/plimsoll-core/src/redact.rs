@@ -185,15 +185,17 @@ pub fn redact_command(args: &[String], secrets: &[String]) -> Vec<String> {
     let mut line = Line::default();
     args.iter()
         .map(|arg| {
-            let hidden = match line.next {
+            let hide = |arg: &str| match line.next {
                 Next::Secret if !arg.is_empty() && !is_option(arg) => HIDDEN.to_owned(),
-                Next::Login if !is_option(arg) && arg.contains(':') => hide_login(arg),
+                Next::Login if !is_option(arg) && arg.contains(':') => hide_login(arg, &secrets),
                 Next::Cookie if !is_option(arg) && arg.contains('=') => HIDDEN.to_owned(),
                 _ => match line.glued(arg) {
                     Some(at) => redact_text(&format!("{}{HIDDEN}", &arg[..at]), &secrets),
                     None => redact_text(arg, &secrets),
                 },
             };
+            // What is left of an option when a part of it was hidden may be none, and goes like any value then.
+            let hidden = if line.next == Next::Any { hide(arg) } else { hide(&hide(arg)) };
             // Also by what is shown, so that the second time nothing more is hidden.
             let next = line.behind(arg).max(line.behind(&hidden));
             line.take(arg);
@@ -287,9 +289,13 @@ fn is_option(arg: &str) -> bool {
     arg.starts_with("--") || (arg.len() == 2 && arg.starts_with('-'))
 }
 
-fn hide_login(login: &str) -> String {
+/// `user:password` without the password; the user may be a key itself, with an empty password behind it.
+fn hide_login(login: &str, secrets: &[&str]) -> String {
     let user = login.split(':').next().unwrap_or_default();
-    format!("{user}:{HIDDEN}")
+    let shown = format!("{}:{HIDDEN}", redact_text(user, secrets));
+    // A listed value with a colon in it may reach over both.
+    let reaches = |secret: &&str| secret.contains(':') && (login.contains(secret) || shown.contains(secret));
+    if secrets.iter().any(reaches) { HIDDEN.to_owned() } else { shown }
 }
 
 fn redact_text(text: &str, secrets: &[&str]) -> String {

@@ -7,6 +7,7 @@
 //! | a crash signal | crashed | always (wait status) |
 //! | SIGKILL, or the code 137 that reports one, and a member was killed for memory | by whose limit, below | below |
 //! | the code 247 (a script's `exit(-9)`), and the same | the same | never |
+//! | one of these two codes, and we killed a member at a line | by whose line | the code 137 |
 //! | SIGKILL and nothing | external_kill | counters and kmsg were read and are silent |
 //! | another signal | external_signal | the same |
 //! | a code | exited, failed | the counters were read and did not move |
@@ -32,7 +33,7 @@
 mod kills;
 mod words;
 
-use plimsoll_model::ending::{Decision, Ending, RootExit};
+use plimsoll_model::ending::{Decision, Ending, PassedOn, RootExit};
 use plimsoll_model::size::Human;
 use plimsoll_model::{Cause, Confidence, Evidence, duration};
 
@@ -72,7 +73,7 @@ pub fn verdict(ending: &Ending) -> Verdict {
             grounds.push(evidence("plimsoll", format!("not readable: {}", unreadable.join(", "))));
         }
     }
-    Verdict { cause, confidence, evidence: grounds, killed_inside: kills.count }
+    Verdict { cause, confidence, evidence: grounds, killed_inside: kills.count + ending.victims.len() as u64 }
 }
 
 fn judge(ending: &Ending, kills: &Kills<'_>) -> (Cause, Confidence, Vec<Evidence>) {
@@ -87,7 +88,7 @@ fn judge(ending: &Ending, kills: &Kills<'_>) -> (Cause, Confidence, Vec<Evidence
     if let Some(decision) = &ending.decision {
         let (cause, detail) = decided(decision);
         let mut grounds = vec![evidence("plimsoll", detail)];
-        grounds.extend(kills.grounds());
+        grounds.extend(kills.grounds().into_iter().chain(sacrifices(ending)));
         // How a root ended that we killed unseen is no news.
         grounds.extend((ending.exit != RootExit::Unknown).then_some(status));
         return (cause, Confidence::Certain, grounds);
@@ -100,10 +101,23 @@ fn judge(ending: &Ending, kills: &Kills<'_>) -> (Cause, Confidence, Vec<Evidence
         grounds.push(status);
         return (cause, if doubted { confidence.min(Confidence::Likely) } else { confidence }, grounds);
     }
+    let reported = matches!(ending.exit, RootExit::Code(137 | 247));
+    if let (Some(victim), true) = (ending.victims.last(), reported) {
+        let (cause, _) = decided(&victim.reason);
+        let confidence = if ending.exit == RootExit::Code(137) { Confidence::Certain } else { Confidence::Likely };
+        let mut grounds = sacrifices(ending);
+        grounds.push(status);
+        return (cause, confidence, grounds);
+    }
     grounds.insert(0, status);
+    grounds.extend(sacrifices(ending));
     let certain_if = |silent: bool| if silent { Confidence::Certain } else { Confidence::Likely };
     match ending.exit {
         RootExit::Signal(signal) if is_crash(signal) => (Cause::Crashed, Confidence::Certain, grounds),
+        RootExit::Signal(signal) if ending.passed_on.is_some_and(|sent| sent.signal == signal) => {
+            grounds.extend(ending.passed_on.map(through_us));
+            (Cause::ExternalSignal, Confidence::Certain, grounds)
+        }
         RootExit::Signal(signal) => {
             grounds.extend(kills.silence());
             let cause = if signal == SIGKILL { Cause::ExternalKill } else { Cause::ExternalSignal };
@@ -111,7 +125,8 @@ fn judge(ending: &Ending, kills: &Kills<'_>) -> (Cause, Confidence, Vec<Evidence
         }
         RootExit::Code(code) => {
             let cause = if code == 0 { Cause::Exited } else { Cause::Failed };
-            (cause, certain_if(kills.counters_silent), grounds)
+            // The loss of a member may be why it failed.
+            (cause, certain_if(kills.counters_silent && (code == 0 || ending.victims.is_empty())), grounds)
         }
         RootExit::Unknown | RootExit::NotStarted { .. } => {
             grounds.extend(kills.silence());
@@ -130,6 +145,41 @@ fn wait_status(exit: RootExit) -> Evidence {
     evidence("wait status", detail)
 }
 
+/// The members that we killed before the end, for the evidence.
+fn sacrifices(ending: &Ending) -> Vec<Evidence> {
+    const SHOWN: usize = 3;
+    let mut told: Vec<Evidence> = ending
+        .victims
+        .iter()
+        .take(SHOWN)
+        .map(|victim| {
+            let (Decision::MemoryLimit { limit, .. } | Decision::MemoryLimitParent { limit, .. }) = victim.reason
+            else {
+                return evidence("plimsoll", format!("{} (pid {}) was killed", victim.name, victim.pid));
+            };
+            let held = Human(victim.memory_bytes);
+            let what = format!("{} (pid {}) held {held} and was killed for the line of", victim.name, victim.pid);
+            evidence("plimsoll", format!("{what} {}", Human(limit)))
+        })
+        .collect();
+    if ending.victims.len() > SHOWN {
+        told.push(evidence("plimsoll", format!("and {} more", ending.victims.len() - SHOWN)));
+    }
+    told
+}
+
+/// Where a signal that we passed on came from.
+fn through_us(sent: PassedOn) -> Evidence {
+    let name = signal_name(sent.signal);
+    evidence(
+        "plimsoll",
+        match sent.sender {
+            0 => format!("{name} came from the terminal and was passed on"),
+            pid => format!("{name} came from pid {pid} and was passed on"),
+        },
+    )
+}
+
 fn decided(decision: &Decision) -> (Cause, String) {
     match decision {
         Decision::MemoryLimit { usage, limit } => (
@@ -144,7 +194,7 @@ fn decided(decision: &Decision) -> (Cause, String) {
         Decision::IdleTimeout(limit) => {
             (Cause::IdleTimeout, format!("no byte on stdin, stdout or stderr for {}", duration::Human(*limit)))
         }
-        Decision::Stopped(reason) => (Cause::Stopped, reason.clone()),
+        Decision::Stopped(reason) | Decision::Bereft(reason) => (Cause::Stopped, reason.clone()),
         Decision::Evicted(reason) => (Cause::Evicted, reason.clone()),
         Decision::Recycled(reason) => (Cause::Recycled, reason.clone()),
     }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use plimsoll_model::ending::GroupCounters;
-use plimsoll_model::{Boundary as Kind, Limits, OnLimit};
+use plimsoll_model::{Boundary as Kind, Limits, OnLimit, Strain};
 
 use crate::KernelError;
 use crate::cgroup::{Found, Parent, teardown, v1, v2};
@@ -83,10 +83,9 @@ impl Boundary {
         }
     }
 
-    /// Anonymous bytes in the group, and how long all of it has waited for memory so far; `None` without a group, or where
-    /// the kernel does not tell.
+    /// How the group fares; `None` without a group, or where the kernel does not tell.
     #[must_use]
-    pub fn strain(&self) -> Option<(u64, std::time::Duration)> {
+    pub fn strain(&self) -> Option<Strain> {
         match self {
             Self::V2(group) => group.strain(),
             Self::V1(group) => group.strain(),
@@ -126,11 +125,11 @@ impl Boundary {
         }
     }
 
-    /// A descriptor that tells when usage crosses `bytes`, where the kernel has such a thing (v1).
+    /// A descriptor that tells when usage crosses any of these, where the kernel has such a thing (v1).
     #[must_use]
-    pub fn threshold(&self, bytes: u64) -> Option<OwnedFd> {
+    pub fn thresholds(&self, bytes: &[u64]) -> Option<OwnedFd> {
         match self {
-            Self::V1(group) => group.threshold(bytes).ok(),
+            Self::V1(group) => group.thresholds(bytes).ok(),
             Self::V2(_) | Self::Watchdog => None,
         }
     }

@@ -34,6 +34,12 @@ impl Instant {
         Self(self.0.saturating_add(by))
     }
 
+    /// This point and `by` less; boot when that would be earlier.
+    #[must_use]
+    pub fn before(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(by))
+    }
+
     /// Time since boot on this clock.
     #[must_use]
     pub fn since_boot(self) -> Duration {

@@ -393,6 +393,13 @@ pub fn members_of_group(pids: &[i32], root: i32) -> Vec<Member> {
     members
 }
 
+/// A process's short name now; `None` when it is gone.
+#[must_use]
+pub fn name_of(pid: i32) -> Option<String> {
+    let mut buffer = [0; 64];
+    Some(String::from_utf8_lossy(read_of(pid, "comm", &mut buffer).ok()?.trim_ascii_end()).into_owned())
+}
+
 /// A process's command line, arguments separated, at most 4 KiB of it; `None` when it has none (any more).
 #[must_use]
 pub fn command_line(pid: i32) -> Option<Vec<String>> {

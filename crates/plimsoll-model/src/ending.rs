@@ -45,6 +45,8 @@ pub enum Decision {
     IdleTimeout(Duration),
     /// Somebody asked for the end; who and how.
     Stopped(String),
+    /// A process of Plimsoll's own was killed, and the tree was ended with it; which and how.
+    Bereft(String),
     /// The budget needed the room.
     Evicted(String),
     /// The pool replaced it.
@@ -112,6 +114,28 @@ pub struct OomKill {
     pub pid: i32,
 }
 
+/// A member that we killed for memory while the tree went on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Victim {
+    /// Its pid.
+    pub pid: i32,
+    /// Its short name.
+    pub name: String,
+    /// What it held, bytes.
+    pub memory_bytes: u64,
+    /// For whose line: one of the two decisions about memory.
+    pub reason: Decision,
+}
+
+/// A signal that was sent to Plimsoll and passed on to the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassedOn {
+    /// Its number.
+    pub signal: i32,
+    /// Who sent it; 0 is the kernel, for the terminal.
+    pub sender: i32,
+}
+
 /// The facts of one ending.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ending {
@@ -121,6 +145,10 @@ pub struct Ending {
     pub interpreter: Option<String>,
     /// Our own decision, when it was one.
     pub decision: Option<Decision>,
+    /// Members that we killed before the end.
+    pub victims: Vec<Victim>,
+    /// The last signal that came through us.
+    pub passed_on: Option<PassedOn>,
     /// The tree's own group, on cgroup tiers.
     pub own: Option<GroupCounters>,
     /// The groups above it, nearest first, as far as they are readable.

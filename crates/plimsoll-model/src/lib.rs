@@ -14,5 +14,5 @@ pub mod spec;
 
 pub use certificate::{Boundary, Cause, Certificate, Confidence, Evidence};
 pub use id::RunId;
-pub use sample::{Member, Sample};
+pub use sample::{Member, Sample, Strain};
 pub use spec::{Limits, OnLimit, RunSpec};

@@ -1,5 +1,7 @@
 //! What was measured of a tree at one instant.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// One process of a tree.
@@ -28,4 +30,15 @@ pub struct Sample {
     pub memory_bytes: u64,
     /// Processes in the tree.
     pub processes: u32,
+}
+
+/// How a group at its line fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strain {
+    /// Bytes that only swap could take.
+    pub anonymous_bytes: u64,
+    /// Bytes of files, which the kernel can drop and read again.
+    pub file_bytes: u64,
+    /// Time in which all of its runnable processes waited for memory at once, so far.
+    pub stalled: Duration,
 }

@@ -323,8 +323,8 @@ fn keeper_lost(prepared: Prepared<'_>, keeper: i32) -> Ended {
     let reason = format!("its keeper (pid {keeper}) was {how}, and the tree was ended with it");
     let text = format!("plimsoll: error: {}: {reason}\n", prepared.spec.name);
     let mut keeper = Keeper::heir(prepared);
-    keeper.finish(RootExit::Unknown, Some(Decision::Stopped(reason)));
-    Ended { code: 125, text }
+    let (_, explained) = keeper.finish(RootExit::Unknown, Some(Decision::Bereft(reason)));
+    Ended { code: 125, text: text + &explained }
 }
 
 #[cfg(test)]

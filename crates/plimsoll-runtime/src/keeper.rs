@@ -24,9 +24,9 @@ use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::procfs::Process;
 use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Job, Launch, SpawnError, Step, Wait};
-use plimsoll_kernel::tree::{Tree, command_line, members_of_group, tagged};
+use plimsoll_kernel::tree::{Tree, command_line, members_of_group, name_of, tagged};
 use plimsoll_model::certificate::{Exit, Largest, Memory, SCHEMA, Tree as TreeFacts};
-use plimsoll_model::ending::{Decision, Delta, Ending, RootExit};
+use plimsoll_model::ending::{Decision, Delta, Ending, PassedOn, RootExit, Victim};
 use plimsoll_model::{Cause, Certificate, Member, OnLimit, Sample};
 use plimsoll_store::{CertificateStore, ProcessRef};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -46,11 +46,17 @@ const SHORTEST_LOOK: Duration = Duration::from_millis(1);
 /// Where a group holds the line, looks only gather evidence and need not be as close.
 const SHORTEST_GROUP_LOOK: Duration = Duration::from_millis(5);
 
-/// The registry learns of new members at most so often.
-const NOTE_EVERY: Duration = Duration::from_secs(1);
+/// The registry learns of new members so often.
+const NOTE_EVERY: Duration = Duration::from_millis(100);
+
+/// And no more than this part of the time is spent on it, or on listing: one in so many.
+const NOTE_COST: u32 = 20;
+
+/// The store that was opened ahead is closed again when the run turns out to be no short one.
+const STORE_KEPT: Duration = Duration::from_secs(1);
 
 /// Members are listed for the certificate at most so often: who is large changes slowly, and looks are many.
-const LIST_EVERY: Duration = Duration::from_millis(100);
+const LIST_EVERY: Duration = Duration::from_millis(10);
 
 /// Members of a group far from its line are listed so often.
 const LIST_AT_LEISURE: Duration = Duration::from_secs(5);
@@ -63,6 +69,9 @@ const LISTED_AT_THE_END: usize = 64;
 
 /// Members whose commands go into the certificate.
 const LARGEST: usize = 5;
+
+/// Who was large and went is remembered so long: the kernel's kill is known to us a moment after it.
+const LOST_KEPT: Duration = Duration::from_secs(2);
 
 /// Pids kept as a hint for reading the kernel's log.
 const PIDS_KEPT: usize = 64;
@@ -89,17 +98,21 @@ pub(crate) struct Keeper<'a> {
     /// Members as last listed, largest first.
     members: Vec<Member>,
     largest: Vec<Largest>,
+    /// Who was among them and is gone, or is being emptied, and since when.
+    lost: Vec<(Instant, Largest)>,
     pids: Vec<i32>,
     surrounding: Option<Around>,
     busy: Option<BusyGauge>,
     /// When the members were last read.
     read: Option<BusyMark>,
-    /// Processes of ours that were killed for memory while the tree lived (`--on-limit largest` without a group).
-    victims: u64,
-    /// When the members were last written into the registry, since the start.
-    noted: Option<Duration>,
-    /// When the members were last listed, since the start.
-    listed: Option<Duration>,
+    /// Members that we killed for memory while the tree went on (`--on-limit largest`).
+    victims: Vec<Victim>,
+    /// The last signal that was passed on to the root.
+    passed_on: Option<PassedOn>,
+    /// Opened while the root gets going, for the certificate of a short run.
+    store: Option<CertificateStore>,
+    /// When the members are to be listed again, since the start.
+    list_next: Duration,
     thrash: Thrash,
     /// When the group was last asked how it fares, since the start.
     strained: Duration,
@@ -125,7 +138,11 @@ impl<'a> Keeper<'a> {
 
     /// The front in the place of a keeper that was killed: it can only end the tree.
     pub(crate) fn heir(prepared: Prepared<'a>) -> Self {
-        Self::with(prepared, None)
+        let ran = clock::wall().duration_since(prepared.record.started_at);
+        let ran = Duration::try_from(ran).unwrap_or_default();
+        let mut heir = Self::with(prepared, None);
+        heir.started = heir.started.before(ran);
+        heir
     }
 
     fn with(prepared: Prepared<'a>, front: Option<End>) -> Self {
@@ -134,6 +151,10 @@ impl<'a> Keeper<'a> {
             let before = gauge.counters();
             Some(Around { group, gauge, before })
         });
+        let list_next = match prepared.boundary {
+            Boundary::Watchdog => Duration::ZERO,
+            Boundary::V1(_) | Boundary::V2(_) => LIST_AT_LEISURE,
+        };
         Self {
             prepared,
             front,
@@ -145,13 +166,15 @@ impl<'a> Keeper<'a> {
             interpreter: None,
             members: Vec::new(),
             largest: Vec::new(),
+            lost: Vec::new(),
             pids: Vec::new(),
             surrounding,
             busy: None,
             read: None,
-            victims: 0,
-            noted: None,
-            listed: None,
+            victims: Vec::new(),
+            passed_on: None,
+            store: None,
+            list_next,
             thrash: Thrash::default(),
             strained: Duration::ZERO,
         }
@@ -167,8 +190,14 @@ impl<'a> Keeper<'a> {
             Ok(both) => both,
             Err(error) => return self.refuse(&error.to_string()),
         };
+        // Crossing one of these wakes us even where a look would come late. Before the start, for the kernel takes its time
+        // (an RCU grace period each).
+        let crossings = match (self.prepared.spec.on_limit, self.prepared.spec.limits.memory) {
+            (OnLimit::Largest, Some(line)) => self.prepared.boundary.thresholds(&[line / 2, line / 4 * 3]),
+            _ => None,
+        };
         let finish = match self.start() {
-            Ok(()) => self.watch(&child_ends, oom_events.as_ref()),
+            Ok(()) => self.watch(&child_ends, oom_events.as_ref(), crossings.as_ref()),
             Err(SpawnError::Interpreter(missing)) => {
                 self.interpreter = Some(missing.display().to_string());
                 Finish { exit: RootExit::NotStarted { errno: rustix::io::Errno::NOENT.raw_os_error() }, decision: None }
@@ -247,7 +276,7 @@ impl<'a> Keeper<'a> {
     }
 
     /// Waits and acts until there is a reason to end the tree.
-    fn watch(&mut self, child_ends: &SignalFd, oom_events: Option<&OwnedFd>) -> Finish {
+    fn watch(&mut self, child_ends: &SignalFd, oom_events: Option<&OwnedFd>, crossings: Option<&OwnedFd>) -> Finish {
         let spec = self.prepared.spec;
         let mut watch = self.line().map(|line| {
             let shortest = if self.own_kill() { SHORTEST_LOOK } else { SHORTEST_GROUP_LOOK };
@@ -256,15 +285,13 @@ impl<'a> Keeper<'a> {
         if matches!(self.prepared.boundary, Boundary::Watchdog) {
             self.busy = BusyGauge::open();
         }
-        // Crossing half of the line wakes us even where a look would come late.
-        let half = match (spec.on_limit, spec.limits.memory) {
-            (OnLimit::Largest, Some(line)) => self.prepared.boundary.threshold(line / 2),
-            _ => None,
-        };
         let mut next_look = Instant::now();
+        // Whom no group lists is written down soon after his birth: the next plimsoll may have to find him.
+        let mut next_note = matches!(self.prepared.boundary, Boundary::Watchdog).then(Instant::now);
         let mut grace: Option<(Instant, Decision)> = None;
         let timeout = spec.timeout.map(|limit| (self.started.after(limit), limit));
         let mut kills_seen = 0;
+        let mut opened_ahead = false;
         let mut oom_pending: Option<Instant> = None;
         loop {
             let now = Instant::now();
@@ -287,6 +314,18 @@ impl<'a> Keeper<'a> {
                     Seen::Met(decision) => return Finish { exit: RootExit::Unknown, decision: Some(decision) },
                 }
             }
+            if next_note.is_some_and(|at| now >= at) {
+                self.tree.discover();
+                self.note_members();
+                next_note = Some(Instant::now().after(NOTE_EVERY.max(now.elapsed() * NOTE_COST)));
+            }
+            if !opened_ahead {
+                // The root is only getting going: a short run's end then need not wait for this.
+                opened_ahead = true;
+                self.store = CertificateStore::open_if_free(self.prepared.options.state_dir);
+            } else if now >= self.started.after(STORE_KEPT) {
+                self.store = None;
+            }
             // The kernel's notice comes before its kill is counted: look again until it is, for a while.
             if let Some(since) = oom_pending {
                 let kills = self.prepared.boundary.oom_kills().unwrap_or(0);
@@ -307,7 +346,7 @@ impl<'a> Keeper<'a> {
                 grace = Some(self.terminate(Decision::IdleTimeout(limit)));
             }
 
-            let mut due = next_look;
+            let mut due = next_note.map_or(next_look, |at| at.min(next_look));
             if let (Some(limit), Some(relay), None) = (spec.idle_timeout, &self.relay, &grace) {
                 due = due.min(Instant::now().after(limit.saturating_sub(relay.idle())));
             }
@@ -319,7 +358,7 @@ impl<'a> Keeper<'a> {
             if oom_pending.is_some() {
                 due = due.min(Instant::now().after(Duration::from_millis(1)));
             }
-            let ready = self.wait_until(due, child_ends, oom_events, half.as_ref());
+            let ready = self.wait_until(due, child_ends, oom_events, crossings);
             if ready.front
                 && let Some(end) = self.hear(&mut grace)
             {
@@ -328,7 +367,7 @@ impl<'a> Keeper<'a> {
             if ready.oom {
                 oom_pending = Some(Instant::now());
             }
-            if ready.half {
+            if ready.crossing {
                 next_look = Instant::now();
             }
             if ready.child {
@@ -359,7 +398,7 @@ impl<'a> Keeper<'a> {
         due: Instant,
         child_ends: &SignalFd,
         oom_events: Option<&OwnedFd>,
-        half: Option<&OwnedFd>,
+        crossings: Option<&OwnedFd>,
     ) -> Ready {
         let pause = due.since(Instant::now());
         let timeout = Timespec {
@@ -377,7 +416,7 @@ impl<'a> Keeper<'a> {
             front,
             PollFd::new(child_ends, PollFlags::IN),
             oom_events.map_or(none.clone(), |fd| PollFd::new(fd, oom_flags)),
-            half.map_or(none, |fd| PollFd::new(fd, PollFlags::IN)),
+            crossings.map_or(none, |fd| PollFd::new(fd, PollFlags::IN)),
         ];
         if poll(&mut fds, Some(&timeout)).is_err() {
             return Ready::default();
@@ -387,7 +426,7 @@ impl<'a> Keeper<'a> {
             front: self.front.is_some() && is(0),
             child: is(1),
             oom: oom_events.is_some() && is(2),
-            half: half.is_some() && is(3),
+            crossing: crossings.is_some() && is(3),
         };
         // Read so that the next wait waits; on v2 reading the file is what re-arms the notice.
         let mut buffer = [0; 1024];
@@ -399,8 +438,8 @@ impl<'a> Keeper<'a> {
                 _ => rustix::io::read(fd, &mut buffer),
             };
         }
-        if ready.half
-            && let Some(fd) = half
+        if ready.crossing
+            && let Some(fd) = crossings
         {
             let _ = rustix::io::read(fd, &mut buffer);
         }
@@ -417,6 +456,7 @@ impl<'a> Keeper<'a> {
                 {
                     relay.resize();
                 }
+                self.passed_on = Some(PassedOn { signal: number, sender });
                 if !seen && let Some(root) = self.root {
                     let _ = signal::send(root.pid, number);
                 }
@@ -433,7 +473,7 @@ impl<'a> Keeper<'a> {
                 let reason =
                     format!("plimsoll (pid {}) was killed, and the tree was ended with it", self.prepared.front);
                 self.front = None;
-                Some(Finish { exit: RootExit::Unknown, decision: Some(Decision::Stopped(reason)) })
+                Some(Finish { exit: RootExit::Unknown, decision: Some(Decision::Bereft(reason)) })
             }
         }
     }
@@ -494,8 +534,8 @@ impl<'a> Keeper<'a> {
         let past_half = watch.as_ref().is_some_and(|watch| usage >= watch.line() / 2);
         // Past half of the line the members are listed, for the certificate and for the choice of the victim; before,
         // at leisure.
-        if past_half || at >= self.listed.unwrap_or_default() + LIST_AT_LEISURE {
-            self.listed = Some(at);
+        if past_half || at >= self.list_next {
+            self.list_next = at + LIST_AT_LEISURE;
             let pids = self.prepared.boundary.members();
             if largest && past_half {
                 self.raise_scores(&pids);
@@ -507,7 +547,7 @@ impl<'a> Keeper<'a> {
             self.strained = at;
             let close = Thrash::is_close(usage, watch.line());
             let strain = if close { self.prepared.boundary.strain() } else { None };
-            if self.thrash.look(at, watch.line(), strain) {
+            if self.thrash.look(at, watch.line(), self.may_swap(), strain) {
                 return self.thrashing(Decision::MemoryLimit { usage, limit: watch.line() });
             }
         }
@@ -520,6 +560,11 @@ impl<'a> Keeper<'a> {
         }
     }
 
+    /// Whether the tree may go on in swap when its RAM is full.
+    fn may_swap(&self) -> bool {
+        swap_limit(self.prepared.spec, self.prepared.found).is_none_or(|swap| swap > 0)
+    }
+
     /// The kernel will not end it: we do, the largest below the root first where that was asked for.
     fn thrashing(&mut self, decision: Decision) -> Seen {
         self.list_members(&self.prepared.boundary.members());
@@ -528,7 +573,7 @@ impl<'a> Keeper<'a> {
         let chosen = chosen.and_then(|pid| self.members.iter().find(|member| member.pid == pid));
         let Some(member) = chosen else { return Seen::Met(decision) };
         plimsoll_kernel::tree::kill_process(Process { pid: member.pid, start_ticks: member.start_ticks });
-        self.victims += 1;
+        self.victims.push(sacrificed(member, decision));
         Seen::Fine(STRAIN_EVERY)
     }
 
@@ -565,6 +610,9 @@ impl<'a> Keeper<'a> {
                 Largest { pid: member.pid, command, memory_bytes: member.memory_bytes, depth: member.depth }
             })
             .collect();
+        let now = Instant::now();
+        self.lost.retain(|(since, _)| now < since.after(LOST_KEPT));
+        self.lost.extend(lost(&before, &members).map(|one| (now, one.clone())));
         for member in &members {
             if self.pids.len() < PIDS_KEPT && !self.pids.contains(&member.pid) {
                 self.pids.push(member.pid);
@@ -605,15 +653,13 @@ impl<'a> Keeper<'a> {
             return self.met(Decision::MemoryLimit { usage: held.upper, limit: line });
         }
         if let Some(decision) = self.container_met(held.upper) {
-            return self.end_at_once(decision);
+            return self.met(decision);
         }
         let cost = began.elapsed();
-        // Who is there is written down when it changed, at leisure: the next plimsoll may have to find them.
-        self.note_members(at);
-        if (held.upper >= line / 2 || self.members.is_empty()) && self.listed.is_none_or(|then| at >= then + LIST_EVERY)
-        {
-            self.listed = Some(at);
+        if (held.upper >= line / 2 || self.members.is_empty()) && at >= self.list_next {
+            let began = Instant::now();
             self.remember(self.tree.members());
+            self.list_next = at + LIST_EVERY.max(began.elapsed() * NOTE_COST);
         }
         let Some(watch) = watch else { return Seen::Fine(HISTORY_EVERY) };
         let container = self.surrounding.as_ref().and_then(|around| around.gauge.usage()).unwrap_or(0);
@@ -635,10 +681,16 @@ impl<'a> Keeper<'a> {
         }
         let members = self.tree.members();
         let chosen = victim(members.iter().map(|member| (member.pid, member.depth, member.memory_bytes)));
-        let Some(pid) = chosen else { return self.end_at_once(decision) };
-        self.tree.kill(pid);
+        let Some(member) = members.iter().find(|member| Some(member.pid) == chosen) else {
+            return self.end_at_once(decision);
+        };
+        let pid = member.pid;
+        let mut victim = sacrificed(member, decision);
+        // It may have become another program since it was found; once it is killed nobody can ask.
+        victim.name = name_of(pid).unwrap_or(victim.name);
         self.remember(members);
-        self.victims += 1;
+        self.tree.kill(pid);
+        self.victims.push(victim);
         // Killing is not freeing: no second victim before the first one's bytes came back.
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(5) {
@@ -679,15 +731,11 @@ impl<'a> Keeper<'a> {
         })
     }
 
-    fn note_members(&mut self, at: Duration) {
+    fn note_members(&mut self) {
         let record = &mut self.prepared.record;
-        let same = record.members.len() == self.tree.processes().count()
-            && self.tree.processes().zip(&record.members).all(|(now, then)| reference(now) == *then);
-        let due = self.noted.is_none_or(|noted| at >= noted + NOTE_EVERY);
-        if !same && due {
+        if !self.tree.processes().map(reference).eq(record.members.iter().copied()) {
             record.members = self.tree.processes().map(reference).collect();
-            self.noted = Some(at);
-            let _ = self.prepared.registration.update(&self.prepared.record);
+            let _ = self.prepared.registration.update(record);
         }
     }
 }
@@ -704,6 +752,12 @@ impl Keeper<'_> {
             if pids.len() <= LISTED_AT_THE_END || self.members.is_empty() {
                 self.list_members(&pids[..pids.len().min(LISTED_AT_THE_END)]);
             }
+        }
+        let by_kernel = decision.is_none() && self.prepared.boundary.oom_kills().is_some_and(|kills| kills > 0);
+        if by_kernel || !self.victims.is_empty() {
+            // The kill was quicker than our list: whom it took has to be in there.
+            let lost = self.lost.drain(..).map(|(_, one)| one);
+            self.largest = with_lost(std::mem::take(&mut self.largest), lost);
         }
         let ended_at = clock::wall();
         let runtime = self.started.elapsed();
@@ -777,8 +831,11 @@ impl Keeper<'_> {
         std::fs::remove_file(self.prepared.registration.path())
     }
 
-    fn store(&self, certificate: &Certificate) -> Result<(), plimsoll_store::CertificateError> {
-        CertificateStore::open(self.prepared.options.state_dir)?.insert(certificate)
+    fn store(&mut self, certificate: &Certificate) -> Result<(), plimsoll_store::CertificateError> {
+        match &mut self.store {
+            Some(store) => store.insert(certificate),
+            None => CertificateStore::open(self.prepared.options.state_dir)?.insert(certificate),
+        }
     }
 
     fn ending(&mut self, exit: RootExit, decision: Option<Decision>) -> Ending {
@@ -819,8 +876,19 @@ impl Keeper<'_> {
         if host_oom_kill.is_none() {
             unreadable.push("/proc/vmstat".into());
         }
-        let interpreter = self.interpreter.clone();
-        Ending { exit, interpreter, decision, own, ancestors, kmsg, host_oom_kill, pids: self.pids.clone(), unreadable }
+        Ending {
+            exit,
+            interpreter: self.interpreter.clone(),
+            decision,
+            victims: std::mem::take(&mut self.victims),
+            passed_on: self.passed_on,
+            own,
+            ancestors,
+            kmsg,
+            host_oom_kill,
+            pids: self.pids.clone(),
+            unreadable,
+        }
     }
 
     fn certificate(
@@ -863,7 +931,7 @@ impl Keeper<'_> {
             },
             tree: TreeFacts {
                 peak_processes: u32::try_from(peak_processes.unwrap_or(0).max(seen)).unwrap_or(u32::MAX),
-                killed_inside: judged.killed_inside + self.victims,
+                killed_inside: judged.killed_inside,
                 survivors: u32::try_from(survivors).unwrap_or(u32::MAX),
             },
             advice: String::new(),
@@ -924,13 +992,34 @@ fn oom_score_words(value: i16, source: &std::io::Error) -> String {
     )
 }
 
+/// Those of the largest that are no longer there, or have lost most of what they held, as one who is being killed has.
+fn lost<'a>(before: &'a [Largest], now: &'a [Member]) -> impl Iterator<Item = &'a Largest> {
+    let is_there = |one: &Largest| now.iter().any(|it| it.pid == one.pid && it.memory_bytes >= one.memory_bytes / 2);
+    before.iter().filter(move |one| !is_there(one))
+}
+
+/// The largest, with those who went just now as they were.
+fn with_lost(largest: Vec<Largest>, lost: impl Iterator<Item = Largest>) -> Vec<Largest> {
+    let mut all: Vec<Largest> = largest.into_iter().chain(lost).collect();
+    all.sort_by(|a, b| b.memory_bytes.cmp(&a.memory_bytes).then(a.pid.cmp(&b.pid)));
+    let mut known = Vec::new();
+    all.retain(|one| {
+        !known.contains(&one.pid) && {
+            known.push(one.pid);
+            true
+        }
+    });
+    all.truncate(LARGEST);
+    all
+}
+
 /// What a wait ended for.
 #[derive(Default)]
 struct Ready {
     front: bool,
     child: bool,
     oom: bool,
-    half: bool,
+    crossing: bool,
 }
 
 /// What a look saw.
@@ -939,10 +1028,41 @@ enum Seen {
     Met(Decision),
 }
 
+fn sacrificed(member: &Member, reason: Decision) -> Victim {
+    Victim { pid: member.pid, name: member.name.clone(), memory_bytes: member.memory_bytes, reason }
+}
+
 fn reference(process: Process) -> ProcessRef {
     ProcessRef { pid: process.pid, start_ticks: process.start_ticks }
 }
 
 fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn large(pid: i32, memory_bytes: u64) -> Largest {
+        Largest { pid, command: format!("command {pid}"), memory_bytes, depth: 1 }
+    }
+
+    fn member(pid: i32, memory_bytes: u64) -> Member {
+        Member { pid, start_ticks: 1, parent: 1, depth: 1, name: "name".into(), memory_bytes }
+    }
+
+    /// A browser whose renderer the kernel kills: the next look finds it emptied, or only the others.
+    #[test]
+    fn whom_the_kernel_killed_stays_the_largest() {
+        let before = [large(7, 500), large(3, 90), large(4, 80)];
+        for now in [vec![member(3, 95), member(4, 80), member(7, 2)], vec![member(3, 95), member(4, 80)]] {
+            let gone: Vec<Largest> = lost(&before, &now).cloned().collect();
+            assert_eq!(gone, [large(7, 500)]);
+            let listed = now.iter().map(|one| large(one.pid, one.memory_bytes)).collect();
+            let pids: Vec<i32> = with_lost(listed, gone.into_iter()).iter().map(|one| one.pid).collect();
+            assert_eq!(pids, [7, 3, 4]);
+        }
+        assert_eq!(lost(&before, &[member(7, 480), member(3, 90), member(4, 80)]).count(), 0);
+    }
 }

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
+use plimsoll_kernel::cgroup::probe::groups_of;
 use plimsoll_kernel::cgroup::teardown;
 use plimsoll_kernel::clock;
 use plimsoll_kernel::procfs::Process;
 use plimsoll_kernel::tree::kill_process;
 use plimsoll_model::certificate::{Exit, Memory, SCHEMA, Tree};
-use plimsoll_model::{Cause, Certificate, Confidence, Evidence};
+use plimsoll_model::{Cause, Certificate, Confidence, Evidence, RunId};
 use plimsoll_store::registry::leftovers;
 use plimsoll_store::{CertificateStore, RegistryError, RunningTree};
 
@@ -34,12 +35,13 @@ pub fn sweep(runtime_dir: &Path, state_dir: &Path) -> Result<Vec<Swept>, Registr
     let mut swept = Vec::new();
     for leftover in leftovers(runtime_dir)? {
         let id = leftover.id;
-        let this_boot = leftover.is_of_boot(&boot_id());
+        // The record of another boot names pids that mean nothing now; without a record tag and groups name the run alone.
+        let pids_hold = leftover.is_of_boot(&boot_id()) || leftover.tree.is_none();
         let record = leftover.tree.clone();
         let mut one =
             Swept { name: record.as_ref().map_or_else(|| id.to_string(), |r| r.name.clone()), ended: 0, trouble: None };
-        if this_boot {
-            one.ended = end(id.as_str(), record.as_ref(), &mut one.trouble);
+        if pids_hold {
+            one.ended = end(id, record.as_ref(), &mut one.trouble);
         }
         if let Some(record) = record {
             let stored =
@@ -58,14 +60,17 @@ pub fn sweep(runtime_dir: &Path, state_dir: &Path) -> Result<Vec<Swept>, Registr
 }
 
 /// By group, by pid and start time, and by tag: each finds what the others may miss.
-fn end(id: &str, record: Option<&RunningTree>, trouble: &mut Option<String>) -> usize {
-    let mut ended = 0;
+fn end(id: RunId, record: Option<&RunningTree>, trouble: &mut Option<String>) -> usize {
+    let (groups, parents) = match record {
+        Some(record) => (record.groups.clone(), record.parents.clone()),
+        None => (groups_of(id, std::env::var("PLIMSOLL_CGROUP_PARENT").ok().as_deref()), Vec::new()),
+    };
+    let mut ended = teardown::members_of(&groups).len();
+    let left = teardown::kill_until_empty(&groups, || {});
+    if !left.is_empty() {
+        *trouble = Some(format!("{} processes do not die", left.len()));
+    }
     if let Some(record) = record {
-        ended += teardown::members_of(&record.groups).len();
-        let left = teardown::kill_until_empty(&record.groups, || {});
-        if !left.is_empty() {
-            *trouble = Some(format!("{} processes do not die", left.len()));
-        }
         for member in record.members.iter().chain(&record.root) {
             let process = Process { pid: member.pid, start_ticks: member.start_ticks };
             if process.is_alive() {
@@ -77,12 +82,10 @@ fn end(id: &str, record: Option<&RunningTree>, trouble: &mut Option<String>) -> 
     }
     let line = format!("{}={id}", crate::keeper::TAG);
     ended += plimsoll_kernel::tree::tagged(&line).iter().filter(|process| process.is_alive()).count();
-    if !kill_tagged(id, || {}).is_empty() {
+    if !kill_tagged(id.as_str(), || {}).is_empty() {
         *trouble = Some("some of its processes do not die".into());
     }
-    if let Some(record) = record
-        && let Err(error) = teardown::remove(&record.groups, &record.parents)
-    {
+    if let Err(error) = teardown::remove(&groups, &parents) {
         *trouble = Some(error.to_string());
     }
     ended

@@ -142,11 +142,24 @@ impl CertificateStore {
     pub fn open(dir: &Path) -> Result<Self, CertificateError> {
         let path = dir.join(FILE_NAME);
         let mut notices = Vec::new();
-        let connection = match look(&path)? {
+        let connection = match look(&path, BUSY_TIMEOUT)? {
             Look::Good(connection) => connection,
             _ => renew(dir, &path, false, &mut notices)?,
         };
         Ok(Self { connection, dir: dir.to_owned(), path, notices })
+    }
+
+    /// Opens the certificates if that is done at once: `None` when the file is missing, damaged, or at work elsewhere.
+    #[must_use]
+    pub fn open_if_free(dir: &Path) -> Option<Self> {
+        let path = dir.join(FILE_NAME);
+        match look(&path, Duration::ZERO) {
+            Ok(Look::Good(connection)) => {
+                connection.busy_timeout(BUSY_TIMEOUT).ok()?;
+                Some(Self { connection, dir: dir.to_owned(), path, notices: Vec::new() })
+            }
+            _ => None,
+        }
     }
 
     /// Like [`Self::open`], but makes nothing: `None` when there never was a certificate.
@@ -306,8 +319,8 @@ fn is_damage(error: &rusqlite::Error) -> bool {
         || matches!(error, rusqlite::Error::SqlInputError { msg, .. } if msg.starts_with("no such "))
 }
 
-/// Opens a database that may be there, with all the settings a connection of ours has.
-fn look(path: &Path) -> Result<Look, CertificateError> {
+/// Opens a database that may be there, waiting so long for others, with all the settings a connection of ours has.
+fn look(path: &Path, patience: Duration) -> Result<Look, CertificateError> {
     let failed = |source| CertificateError::Database { action: "open", path: path.to_owned(), source };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = match Connection::open_with_flags(path, flags) {
@@ -320,7 +333,7 @@ fn look(path: &Path) -> Result<Look, CertificateError> {
         }
         Err(error) => return Err(failed(error)),
     };
-    let version = configure(&connection)
+    let version = configure(&connection, patience)
         .and_then(|()| connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)).optional());
     match version {
         Ok(Some(SCHEMA_VERSION)) => Ok(Look::Good(connection)),
@@ -332,8 +345,8 @@ fn look(path: &Path) -> Result<Look, CertificateError> {
     }
 }
 
-fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    connection.busy_timeout(BUSY_TIMEOUT)?;
+fn configure(connection: &Connection, patience: Duration) -> rusqlite::Result<()> {
+    connection.busy_timeout(patience)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // 16 pages of cache: an insert touches about five. Checkpoints are ours to time (see the module's first lines).
     connection.execute_batch("PRAGMA cache_size = 16; PRAGMA wal_autocheckpoint = 0; PRAGMA synchronous = NORMAL;")
@@ -347,7 +360,7 @@ fn renew(dir: &Path, path: &Path, doubted: bool, notices: &mut Vec<Notice>) -> R
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
         .map_err(|errno| file("lock", dir, errno.into()))?;
     // Whoever held the lock before us may have done all of it.
-    match look(path)? {
+    match look(path, BUSY_TIMEOUT)? {
         Look::Good(connection) if !doubted || is_sound(&connection) => return Ok(connection),
         Look::Missing => {}
         Look::Good(_) | Look::Corrupt => {
@@ -370,7 +383,7 @@ fn renew(dir: &Path, path: &Path, doubted: bool, notices: &mut Vec<Notice>) -> R
         let _ = remove(&new);
         return Err(error);
     }
-    match look(path)? {
+    match look(path, BUSY_TIMEOUT)? {
         Look::Good(connection) => Ok(connection),
         _ => Err(file("use the new", path, io::Error::from(io::ErrorKind::InvalidData))),
     }

@@ -2,6 +2,8 @@
 //!
 //! The lock (`flock`) belongs to the open file, which the keeper inherits by `fork` and the tree does not (close-on-exec).
 //! So "the lock can be taken" is "both are gone", whatever became of them, and what the file lists has to be swept.
+//! The first line says what is known before the start and is never written again; the second, who was seen since. A second
+//! line that is torn (a full disk, a kill) loses the members, never the groups.
 //! A file is made under another name, locked, and only then renamed: nobody finds it unlocked while its run lives.
 
 use std::fs::{File, OpenOptions};
@@ -58,9 +60,18 @@ pub struct RunningTree {
     /// Groups above them that were made as well: removed if they are empty, never emptied.
     pub parents: Vec<PathBuf>,
     /// The root of the tree, once it runs.
+    #[serde(skip)]
     pub root: Option<ProcessRef>,
     /// Members seen last, at most [`MAX_MEMBERS`].
+    #[serde(skip)]
     pub members: Vec<ProcessRef>,
+}
+
+/// The second line.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct SeenLast {
+    root: Option<ProcessRef>,
+    members: Vec<ProcessRef>,
 }
 
 /// Why a run could not be registered or leftovers not be found.
@@ -96,15 +107,16 @@ fn runs(runtime: &Path) -> PathBuf {
     runtime.join("runs")
 }
 
-fn encode(tree: &RunningTree) -> Result<Vec<u8>, RegistryError> {
-    let encoded = if tree.members.len() > MAX_MEMBERS {
-        serde_json::to_vec(&RunningTree { members: tree.members[..MAX_MEMBERS].to_vec(), ..tree.clone() })
-    } else {
-        serde_json::to_vec(tree)
-    };
-    let mut text = encoded.map_err(|source| RegistryError::Encode { id: tree.id, source })?;
+/// A line of the file.
+fn encode(id: RunId, line: &impl Serialize) -> Result<Vec<u8>, RegistryError> {
+    let mut text = serde_json::to_vec(line).map_err(|source| RegistryError::Encode { id, source })?;
     text.push(b'\n');
     Ok(text)
+}
+
+fn encode_seen(tree: &RunningTree) -> Result<Vec<u8>, RegistryError> {
+    let members = tree.members[..tree.members.len().min(MAX_MEMBERS)].to_vec();
+    encode(tree.id, &SeenLast { root: tree.root, members })
 }
 
 /// Our own run's file, locked. Dropping it only closes the file, for both of a run's processes hold one after `fork`.
@@ -112,6 +124,8 @@ fn encode(tree: &RunningTree) -> Result<Vec<u8>, RegistryError> {
 pub struct Registration {
     file: File,
     path: PathBuf,
+    /// Where the second line begins.
+    first_line: u64,
 }
 
 impl AsFd for Registration {
@@ -126,7 +140,9 @@ impl Registration {
     /// # Errors
     /// The file cannot be made, written or locked; nothing is left behind then.
     pub fn register(runtime: &Path, tree: &RunningTree) -> Result<Self, RegistryError> {
-        let text = encode(tree)?;
+        let mut text = encode(tree.id, tree)?;
+        let first_line = text.len() as u64;
+        text.append(&mut encode_seen(tree)?);
         let dir = runs(runtime);
         let path = dir.join(format!("{}.json", tree.id));
         let new = dir.join(format!(".{}.new", tree.id));
@@ -153,7 +169,7 @@ impl Registration {
                     renamed => renamed.map(|()| true).map_err(failed("rename", &new)),
                 });
             match written {
-                Ok(true) => return Ok(Self { file, path }),
+                Ok(true) => return Ok(Self { file, path, first_line }),
                 Ok(false) => {}
                 Err(error) => {
                     let _ = std::fs::remove_file(&new);
@@ -169,15 +185,15 @@ impl Registration {
         &self.path
     }
 
-    /// Writes the run down anew, in place, for a rename would lose the lock.
+    /// Writes down who is in the tree now, in place, for a rename would lose the lock.
     ///
     /// # Errors
-    /// The file cannot be written; what it says then is torn, and its name still tells the id.
+    /// The file cannot be written; what it says of the members may be torn then, and counts as nothing.
     pub fn update(&self, tree: &RunningTree) -> Result<(), RegistryError> {
-        let text = encode(tree)?;
-        self.file.write_all_at(&text, 0).map_err(failed("write", &self.path))?;
+        let text = encode_seen(tree)?;
+        self.file.write_all_at(&text, self.first_line).map_err(failed("write", &self.path))?;
         // The other process of the run may have written more than we know of: its length is asked for, not remembered.
-        let length = text.len() as u64;
+        let length = self.first_line + text.len() as u64;
         if self.file.metadata().map_err(failed("look at", &self.path))?.len() > length {
             self.file.set_len(length).map_err(failed("shorten", &self.path))?;
         }
@@ -315,7 +331,10 @@ fn parse(file: &File, id: RunId) -> Option<RunningTree> {
             Err(_) => return None,
         }
     }
-    let tree: RunningTree = serde_json::from_slice(&text[..filled]).ok()?;
+    let mut lines = text[..filled].split(|&byte| byte == b'\n');
+    let mut tree: RunningTree = serde_json::from_slice(lines.next()?).ok()?;
+    let seen: SeenLast = lines.next().and_then(|line| serde_json::from_slice(line).ok()).unwrap_or_default();
+    (tree.root, tree.members) = (seen.root, seen.members);
     // A file of another schema, or under another's name, is not to be acted on by its words.
     (tree.schema == SCHEMA && tree.id == id).then_some(tree)
 }
@@ -380,6 +399,24 @@ mod tests {
         again.remove().unwrap();
         assert!(left(dir.path()).is_empty());
         assert_eq!(std::fs::read_dir(runs(dir.path())).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_torn_second_line_loses_the_members_alone() {
+        let dir = TempDir::new("second");
+        let ours = Registration::register(dir.path(), &tree(1)).unwrap();
+        let known = ProcessRef { pid: 7, start_ticks: 99 };
+        let grown = RunningTree { root: Some(known), members: vec![known; 3], ..tree(1) };
+        ours.update(&grown).unwrap();
+        let path = ours.path().to_owned();
+        drop(ours);
+        assert_eq!(left(dir.path())[0].tree, Some(grown));
+        let text = std::fs::read(&path).unwrap();
+        let first = text.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+        for cut in first..text.len() - 1 {
+            std::fs::write(&path, &text[..cut]).unwrap();
+            assert_eq!(left(dir.path())[0].tree, Some(tree(1)), "cut at {cut}");
+        }
     }
 
     #[test]

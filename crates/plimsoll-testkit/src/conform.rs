@@ -64,6 +64,10 @@ const CASES: &[Case] = cases![
     keeper_killed,
     both_killed_then_swept,
     a_stranger_with_a_recycled_pid,
+    a_daemon_without_environment,
+    a_record_that_is_torn,
+    a_run_within_a_run,
+    a_root_that_reports_its_child,
     explain_tells_the_same,
     bad_input_starts_nothing,
     what_the_tier_cannot_do_is_refused,
@@ -602,18 +606,95 @@ fn a_stranger_with_a_recycled_pid(bench: &Bench) -> Check {
         .and_then(Result::ok)
         .ok_or("no record is left")?
         .path();
-    let mut record: Value = std::fs::read(&file)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .ok_or("the record is not readable")?;
-    record["members"] = serde_json::json!([{"pid": pid, "start_ticks": 7}]);
-    record["root"] = serde_json::json!({"pid": pid, "start_ticks": 7});
-    std::fs::write(&file, record.to_string()).map_err(|error| error.to_string())?;
+    let record = std::fs::read_to_string(&file).map_err(|error| error.to_string())?;
+    let first = record.lines().next().ok_or("the record is empty")?;
+    let stranger_then = serde_json::json!({"pid": pid, "start_ticks": 7});
+    let seen = serde_json::json!({"root": stranger_then, "members": [stranger_then]});
+    std::fs::write(&file, format!("{first}\n{seen}\n")).map_err(|error| error.to_string())?;
     let output = bench.verb("explain").output().map_err(|error| error.to_string())?;
     let alive = stranger.try_wait().is_ok_and(|status| status.is_none());
     let _ = stranger.kill();
     let _ = stranger.wait();
     ensure!(alive, "the stranger was killed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Who forgot his environment, left his session and was born just before both were killed is known by his pid alone.
+fn a_daemon_without_environment(bench: &Bench) -> Check {
+    // A socket of our own, whose peer tells that the daemon lives, whatever it forgot.
+    let script = "sleep 1.5; env -i setsid sleep 64.25 & sleep 65";
+    let running = bench.start(&["-m", "64m"], &["sh", "-c", script]);
+    let daemon = || {
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is = |pid: &i32| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line == b"sleep\0".to_vec().into_iter().chain(*b"64.25\0").collect::<Vec<u8>>())
+        };
+        pids.filter(is).find(|&pid| Process::of(pid).is_ok_and(|process| process.is_alive()))
+    };
+    ensure!(eventually(|| daemon().is_some()), "the daemon did not come up");
+    std::thread::sleep(Duration::from_millis(400));
+    let keeper = running.keeper().ok_or("no keeper")?;
+    for signal in [19, 9] {
+        for pid in [running.front(), keeper] {
+            plimsoll_kernel::signal::send(pid, signal).map_err(|error| error.to_string())?;
+        }
+    }
+    let _ = running.wait();
+    gone(keeper)?;
+    let output = bench.verb("explain").output().map_err(|error| error.to_string())?;
+    ensure!(daemon().is_none(), "it lives on: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// A full disk tore the record: its name still tells whose groups and tags to look for.
+fn a_record_that_is_torn(bench: &Bench) -> Check {
+    let running = with_daemons(bench)?;
+    let tag = running.tag.clone();
+    let keeper = running.keeper().ok_or("no keeper")?;
+    for signal in [19, 9] {
+        for pid in [running.front(), keeper] {
+            plimsoll_kernel::signal::send(pid, signal).map_err(|error| error.to_string())?;
+        }
+    }
+    let _ = running.wait();
+    gone(keeper)?;
+    let file = std::fs::read_dir(bench.dir.join("run/runs")).ok().and_then(|mut all| all.next()?.ok());
+    let file = file.ok_or("no record is left")?.path();
+    std::fs::write(&file, "{\"schema\":\"plimsoll.run").map_err(|error| error.to_string())?;
+    let output = bench.verb("explain").output().map_err(|error| error.to_string())?;
+    ensure!(alive(&tag).is_empty(), "not swept: {:?} {}", alive(&tag), String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// A plimsoll in a tree makes its group in the tree's: the outer line holds for both, and both go together.
+fn a_run_within_a_run(bench: &Bench) -> Check {
+    let plimsoll = bench.plimsoll.display().to_string();
+    let me = me().display().to_string();
+    let inner = [&plimsoll, "run", "--quiet", "-m", "150m", "--", &me, "work", "hog", "--bytes", "140m"];
+    let outcome = bench.run(&["-m", "64m"], &inner);
+    ended(&outcome, 137, "memory_limit")?;
+    ensure!(outcome.report["memory"]["peak_bytes"].as_u64() <= Some(80 << 20), "{}", outcome.report);
+    let inner = format!("trap '' TERM; {plimsoll} run --quiet -m 32m -- sh -c 'trap \"\" TERM; sleep 66; sleep 67'");
+    let outcome = bench.run(&["--timeout", "700ms", "--stop-timeout", "50ms"], &["sh", "-c", &inner]);
+    ended(&outcome, 124, "timeout")?;
+    // Its record goes as well, without anybody asking for another verb.
+    ensure!(bench.leftovers().is_empty(), "left behind: {:?}", bench.leftovers());
+    Ok(())
+}
+
+/// Without a group we choose and kill ourselves, which is certain as well.
+fn a_root_that_reports_its_child(bench: &Bench) -> Check {
+    let me = me().display().to_string();
+    let script = format!("{me} work hog --bytes 500m; exit $?");
+    let outcome = bench.run(&["-m", "64m", "--on-limit", "largest"], &["sh", "-c", &script]);
+    ended(&outcome, 137, "memory_limit")?;
+    ensure!(outcome.confidence() == "certain", "{}", outcome.report);
+    let largest = outcome.report["memory"]["largest"][0].clone();
+    ensure!(largest["command"].as_str().is_some_and(|command| command.contains("hog")), "{}", outcome.report);
+    ensure!(largest["memory_bytes"].as_u64() > Some(32 << 20), "{}", outcome.report);
+    ensure!(!outcome.report["advice"].as_str().unwrap_or("sh (pid").contains("sh (pid"), "{}", outcome.report);
     Ok(())
 }
 

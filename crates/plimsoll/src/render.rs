@@ -154,7 +154,7 @@ fn what_happened(certificate: &Certificate) -> String {
         Cause::Evicted => "was evicted because the budget needed its room".to_owned(),
         Cause::Recycled => "was recycled by its pool".to_owned(),
         Cause::ExternalKill => "was killed with SIGKILL, not by plimsoll and not for memory,".to_owned(),
-        Cause::ExternalSignal => format!("was ended by {signal}, not sent by plimsoll,"),
+        Cause::ExternalSignal => format!("was ended by {signal}, from outside or by itself,"),
         Cause::StartFailed => "did not start".to_owned(),
         Cause::Unknown => "ended for a reason that could not be found".to_owned(),
     }

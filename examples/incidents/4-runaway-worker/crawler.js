@@ -6,7 +6,7 @@ const { join } = require("node:path");
 const { tmpdir } = require("node:os");
 
 const runaway = process.argv[2] ?? "none";
-const STEP = 4 << 20; // bytes a step, a step every 20 ms: 200 MB/s
+const STEP = 2 << 20; // bytes a step, a step every 20 ms: 100 MB/s
 
 const profile = mkdtempSync(join(tmpdir(), "plimsoll-crawler-"));
 const grows = `const held = []; setTimeout(() => setInterval(() => held.push(new Uint8Array(${STEP}).fill(1)), 20), 1000);`;

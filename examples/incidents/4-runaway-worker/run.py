@@ -1,291 +1,358 @@
 #!/usr/bin/env python3
-"""Incident 4 again, under control: a worker's tree runs away, without Plimsoll and with it.
+"""Incident 4 again, under control: a worker's tree runs away, before Plimsoll and after.
 
-    run.py [--runaway worker|node|leaf|all] [--escape] [--phase before|after|both] [--keep]
-
-A memory group of our own (`plimsoll-example-…`, 1,200 MiB) stands in for the machine in both phases; in a container
-with a memory limit of its own, that is the machine. The plimsoll binary is $PLIMSOLL, else the one in PATH.
-Needs python3, node, chromium, and root or such a container. Exit 1 when what Plimsoll promises did not hold.
+A memory group of our own (`plimsoll-example-…`, 1,200 MiB, no swap) stands in for the machine in both phases; in a
+container with a memory limit, that is the machine. $PLIMSOLL names the plimsoll binary, else it is found in PATH.
+Needs python3, node, chromium, and root or such a container. Exit code 1 when a promise did not hold.
 """
 
 import argparse
+import ctypes
 import http.client
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PLIMSOLL = os.environ.get("PLIMSOLL", "plimsoll")
-MACHINE = 1200 << 20
-LINE = 700 << 20
-LARGEST_CONTAINER = 8 << 30
-DEADLINE = 60.0  # for a phase, whatever happens
-BEFORE = 30.0  # without Plimsoll it may never end
-NAMES = {"worker": "worker.py", "node": "crawler.js", "leaf": "--type=renderer"}
-TAG = "PLIMSOLL_EXAMPLE"
-ROOT = "/sys/fs/cgroup"
+MIB = 1 << 20
+MACHINE = 1200 * MIB
+LINE = 700 * MIB
+CONTAINER = (900 * MIB, 4096 * MIB)  # a container of this size may stand in for the machine
+UNHELD = 30.0  # seconds that the scene gets without Plimsoll: it may never end by itself
+DEADLINE = 90.0  # seconds for anything that has to come
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RUNAWAYS = {"worker": "worker.py crawler", "node": "crawler.js", "leaf": "--type=renderer"}  # and their command lines
 
 
 class Machine:
-    """The stand-in for the machine: a memory group of either version, or the container that we are in."""
+    """The stand-in for the machine."""
 
     def __init__(self):
-        v1 = os.path.isdir(f"{ROOT}/memory")
-        self.limit_file, self.peak_file, self.kills_file, self.usage_file = (
-            ("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control", "memory.usage_in_bytes")
-            if v1 else ("memory.max", "memory.peak", "memory.events", "memory.current")
-        )
-        base = f"{ROOT}/memory" if v1 else ROOT
-        self.name = f"plimsoll-example-{os.getpid()}"
-        self.made = f"{base}/{self.name}"
+        root = "/sys/fs/cgroup"
+        v1 = os.path.isdir(f"{root}/memory")
+        base = f"{root}/memory" if v1 else root
+        self.usage_file = "memory.usage_in_bytes" if v1 else "memory.current"
+        self.kills_file = "memory.oom_control" if v1 else "memory.events"
+        limit_file = "memory.limit_in_bytes" if v1 else "memory.max"
+        self.group = f"plimsoll-example-{os.getpid()}"
+        self.dir = f"{base}/{self.group}"
+        self.scene = f"{self.dir}/scene"  # on v2 members may only be in a group that hands nothing on
         try:
-            os.mkdir(self.made)
-            self.dir = self.made
-            self.write(self.limit_file, str(MACHINE))
+            os.mkdir(self.dir)
+            self.write(limit_file, MACHINE)
             swap = "memory.memsw.limit_in_bytes" if v1 else "memory.swap.max"
             if os.path.exists(f"{self.dir}/{swap}"):
-                self.write(swap, str(MACHINE) if v1 else "0")
+                self.write(swap, MACHINE if v1 else 0)
             if not v1:
                 self.write("cgroup.subtree_control", "+memory +pids")
-            os.mkdir(f"{self.made}/scene")
+            os.mkdir(self.scene)
+            self.size = MACHINE
         except OSError as why:
             self.close()
-            self.made, self.dir = None, base
-            limit = self.read(self.limit_file, "max").strip()
-            if not limit.isdigit() or int(limit) > LARGEST_CONTAINER:
+            self.group, self.dir, self.scene = None, base, base
+            limit = self.read(limit_file).strip()
+            self.size = int(limit) if limit.isdigit() else 0
+            if not CONTAINER[0] <= self.size <= CONTAINER[1]:
                 sys.exit(
-                    f"run.py: error: cannot make a group to stand in for the machine ({why}), and no container with a "
-                    "memory limit is around us.\nRun it as root, or in a container as the README says."
+                    f"run.py: error: a runaway needs bounds: no memory group can be made here ({why}),\n"
+                    f"and we are in no container of {CONTAINER[0] // MIB} MiB to {CONTAINER[1] // MIB} MiB.\n"
+                    "Run it as root, or in a container as the README shows."
                 )
 
-    def write(self, name, text):
+    def write(self, name, value):
         with open(f"{self.dir}/{name}", "w", encoding="ascii") as file:
-            file.write(text)
+            file.write(str(value))
 
-    def read(self, name, default=""):
+    def read(self, name):
         try:
             with open(f"{self.dir}/{name}", encoding="ascii") as file:
                 return file.read()
         except OSError:
-            return default
+            return ""
 
     def enter(self):
-        """In the child, before it becomes the server."""
-        if self.made:
-            with open(f"{self.made}/scene/cgroup.procs", "w", encoding="ascii") as file:
+        """In a child, before it becomes the server."""
+        if self.group:
+            with open(f"{self.scene}/cgroup.procs", "w", encoding="ascii") as file:
                 file.write("0")
 
+    def usage(self):
+        return int(self.read(self.usage_file) or 0)
+
     def kills(self):
-        """OOM kills among those that nobody but the machine holds."""
-        words = self.read(f"scene/{self.kills_file}" if self.made else self.kills_file).split()
+        """The kernel's kills among all that nobody but the machine holds."""
+        words = self.read(f"scene/{self.kills_file}" if self.group else self.kills_file).split()
         return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
 
-    def usage(self):
-        text = self.read(self.usage_file).strip()
-        return int(text) if text else 0
-
     def close(self):
-        until = time.monotonic() + 10
-        while self.made and os.path.isdir(self.made) and time.monotonic() < until:
-            for group in (f"{self.made}/scene", self.made):
+        """Removes the group, and what a plimsoll that was killed left in it: all of them are dead."""
+        for folder, _, _ in os.walk(self.dir, topdown=False) if self.group else []:
+            for _ in range(100):
                 try:
-                    os.rmdir(group)
+                    os.rmdir(folder)
+                    break
                 except OSError:
-                    time.sleep(0.02)
+                    time.sleep(0.05)
 
 
-def tree(tag):
-    """Everybody who carries the tag: (pid, command line)."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+def descendants():
+    """All below us, as pid: command line. Whoever leaves its tree comes to us, the subreaper, unless Plimsoll has it."""
+    parents, commands = {}, {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                mine = f"{TAG}={tag}".encode() in file.read().split(b"\0")
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                state, parent = file.read().rpartition(")")[2].split()[:2]
             with open(f"/proc/{pid}/cmdline", "rb") as file:
-                command = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+                commands[pid] = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             continue
-        if mine and int(pid) != os.getpid() and command:
-            found.append((int(pid), command))
+        if state not in "ZX":
+            parents[pid] = int(parent)
+    found, new = {}, {os.getpid()}
+    while new := {pid for pid, parent in parents.items() if parent in new and pid not in found}:
+        found |= {pid: commands[pid] for pid in new}
     return found
 
 
-def kill_all(tag):
-    until = time.monotonic() + 20
-    while time.monotonic() < until and (left := tree(tag)):
-        for pid, _ in left:
+def end_all():
+    until = time.monotonic() + DEADLINE
+    while time.monotonic() < until and (left := descendants()):
+        for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
         time.sleep(0.05)
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 
 
-class Load(threading.Thread):
-    """A bounded load on the healthy worker: one request at a time, fifty a second at most."""
+class Observer(threading.Thread):
+    """Asks the healthy worker for work, 50 times a second at most, and writes down once a second how all is."""
 
-    def __init__(self, port):
+    def __init__(self, machine, port):
         super().__init__(daemon=True)
-        self.port, self.times, self.errors, self.stop = port, [], 0, threading.Event()
+        self.machine, self.port, self.stop = machine, port, threading.Event()
+        self.times, self.failed, self.peak, self.seconds = [], 0, 0, []
 
-    def one(self):
-        began = time.monotonic()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+    def ask(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
             connection.request("GET", "/work")
             answer = connection.getresponse()
-            answer.read()
-            good = answer.status == 200
+            return answer.status == 200 and len(answer.read()) > 0
         except (OSError, http.client.HTTPException):
-            good = False
+            return False
         finally:
             connection.close()
-        return good, time.monotonic() - began
 
     def run(self):
-        while not self.stop.is_set() and len(self.times) < 50 * DEADLINE:
-            good, took = self.one()
-            self.times.append(took)
-            self.errors += not good
+        second, slowest, failed = time.monotonic() + 1, 0.0, 0
+        while not self.stop.is_set():
+            began = time.monotonic()
+            good = self.ask()
+            took = time.monotonic() - began
+            self.times.append(1000 * took)
+            self.peak = max(self.peak, self.machine.usage())
+            slowest, failed = max(slowest, took), failed + (not good)
+            if time.monotonic() >= second:
+                self.seconds.append((self.machine.usage(), len(descendants()), slowest, failed))
+                self.failed += failed
+                second, slowest, failed = time.monotonic() + 1, 0.0, 0
             self.stop.wait(max(0.0, 0.02 - took))
+        self.failed += failed
 
-    def figures(self):
-        self.stop.set()
-        self.join(15)
+    def latency(self):
         times = sorted(self.times)
-        if not times:
-            return 0.0, 0.0, 0.0
-        return tuple(1000 * times[min(len(times) - 1, int(len(times) * q))] for q in (0.5, 0.99, 1.0))
+        return [times[min(len(times) - 1, int(len(times) * share))] for share in (0.5, 0.99, 1.0)]
 
 
 def wait_for(what, condition, seconds=DEADLINE):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if (found := condition()):
+        if found := condition():
             return found
-        time.sleep(0.05)
-    raise TimeoutError(what)
+        time.sleep(0.1)
+    raise TimeoutError(f"{what}: that did not come")
 
 
-def phase(name, runaway, escape, keep):
-    """One run of the whole scene. Answers a row of the table and the promises that were broken."""
-    scene = tempfile.mkdtemp(prefix="plimsoll-example-")
-    tag = os.path.basename(scene)
-    report = os.path.join(scene, "certificate.json")
-    after = name == "after"
-    prefix = [PLIMSOLL, "run", "-m", str(LINE), "--name", "crawler", "--report", report, "--"] if after else []
-    port = 20000 + os.getpid() % 20000
-    env = dict(
-        os.environ, TMPDIR=scene, PLIMSOLL_STATE_DIR=f"{scene}/state", PLIMSOLL_RUNTIME_DIR=f"{scene}/run", **{TAG: tag}
-    )
-    machine = Machine()
-    if machine.made:
-        env["PLIMSOLL_CGROUP_PARENT"] = f"/{machine.name}"  # so that the crawler's group is on this machine, too
-    kills_before = machine.kills()
-    broken = []
+def certificate(path):
     try:
-        command = [sys.executable, f"{HERE}/server.py", "--port", str(port), "--runaway", runaway]
-        command += ["--escape"] * escape + ["--crawler", shlex.join(prefix)]
-        with open(f"{scene}/stderr", "w", encoding="utf-8") as stderr:
-            server = subprocess.Popen(command, env=env, preexec_fn=machine.enter, stderr=stderr, stdout=stderr)
-        load = Load(port)
-        wait_for("the healthy worker", lambda: load.one()[0])
-        load.start()
-        browsers = lambda: [one for one in tree(tag) if "chromium" in one[1] and "crawler.js" not in one[1]]
-        wait_for("three browser processes", lambda: len(browsers()) >= 3)
-        most = 0
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
 
-        def ended():
-            nonlocal most
-            most = max(most, machine.usage())
-            return os.path.exists(report) and os.path.getsize(report) if after else machine.kills() > kills_before
 
+def free_ports():
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+def phase(plimsoll, runaway, escape, after):
+    """The whole scene once. Answers how many promises held, and those that did not."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what is made from here on is also removed
+    machine = Machine()
+    folder = tempfile.mkdtemp(prefix="plimsoll-example-")
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        report = f"{folder}/certificate"
+        held = [plimsoll, "run", "-m", str(LINE), "--timeout", "10m", "--name", "crawler", "--report", report, "--"]
+        port, worker_port = free_ports()
+        command = [sys.executable, f"{HERE}/server.py", "--port", str(port), "--worker-port", str(worker_port)]
+        command += ["--runaway", runaway, *(["--escape"] if escape else []), "--crawler", shlex.join(held) if after else ""]
+        env = dict(
+            os.environ, TMPDIR=folder, PLIMSOLL_STATE_DIR=f"{folder}/state", PLIMSOLL_RUNTIME_DIR=f"{folder}/run"
+        )
+        if machine.group:
+            env["PLIMSOLL_CGROUP_PARENT"] = f"/{machine.group}"  # the crawler's group is on this machine, too
+        before = machine.kills()
+        with open(f"{folder}/said", "w", encoding="utf-8") as said:
+            server = subprocess.Popen(
+                command, env=env, preexec_fn=machine.enter, start_new_session=True, stdout=said, stderr=said
+            )
+        observer = Observer(machine, port)
+        wait_for("the healthy worker's first answer", observer.ask)
+        observer.start()
+        browser = lambda: sum("--type=" in command for command in descendants().values())
+        wait_for("three browser processes", lambda: browser() >= 3 or certificate(report))
         try:
-            wait_for("the runaway's end", ended, DEADLINE if after else BEFORE)
+            if after:
+                wait_for("the end at the line", lambda: certificate(report))
+            else:
+                wait_for("the kernel's kill", lambda: machine.kills() > before, UNHELD)
         except TimeoutError:
             if after:
                 raise
-            # The machine stands at its limit and the kernel kills nobody: it reads file pages again and again instead.
         time.sleep(3)  # whether the neighbour is well afterwards, too
-        p50, p99, slowest = load.figures()
-        left = [command for _, command in tree(tag) if not any(own in command for own in ("server.py", "healthy"))]
-        healthy = load.one()[0] and server.poll() is None
-        kills = machine.kills() - kills_before
-        certificate = {}
+        observer.stop.set()
+        observer.join()
+        ours = (f"{HERE}/server.py", "worker.py healthy")
+        left = [command for command in descendants().values() if not any(one in command for one in ours)]
+        well = observer.ask() and server.poll() is None
+        kills = machine.kills() - before
+        told = certificate(report) if after else None
+        row(runaway, after, observer, machine, kills, left, told)
         if after:
-            with open(report, encoding="utf-8") as file:
-                certificate = json.load(file)
-            largest = certificate["memory"]["largest"][0]["command"]
+            with open(f"{folder}/said", encoding="utf-8") as said:
+                for line in filter(lambda line: line.startswith("plimsoll: "), said):
+                    print(textwrap.fill(line, 78, initial_indent="  ", subsequent_indent="    "))
+            memory = told["memory"]
             promises = {
-                f"cause is memory_limit, certain: {certificate['cause']}, {certificate['confidence']}":
-                    (certificate["cause"], certificate["confidence"]) == ("memory_limit", "certain"),
-                f"peak {certificate['memory']['peak_bytes']} within the line {LINE}":
-                    certificate["memory"]["peak_bytes"] <= LINE * 21 // 20,
-                f"the {runaway} is named: {largest[:60]}": NAMES[runaway] in largest,
-                f"nothing is left of the tree: {left[:3]}": not left and certificate["tree"]["survivors"] == 0,
-                f"the neighbour answered every request: {load.errors} errors": load.errors == 0 and healthy,
+                f"it was certainly the line: {told['cause']}, {told['confidence']}":
+                    (told["cause"], told["confidence"]) == ("memory_limit", "certain"),
+                f"its peak of {memory['peak_bytes'] / MIB:.0f} MiB is at the line": memory["peak_bytes"] <= LINE * 1.05,
+                f"the {runaway} is named first: {memory['largest'][0]['command'][:60]}":
+                    RUNAWAYS[runaway] in memory["largest"][0]["command"],
+                f"nothing is left of its tree: {left}": not left and told["tree"]["survivors"] == 0,
+                f"the neighbour did all its work: {observer.failed} failed": observer.failed == 0 and well,
             }
-            broken = [promise for promise, holds in promises.items() if not holds]
-        named = certificate["memory"]["largest"][0]["command"] if after else "nobody"
-        row = (
-            runaway, "plimsoll" if after else "nobody", f"{most >> 20}", "line" if after else f"{kills} OOM", str(len(left)),
-            {"worker": "worker.py", "node": "crawler.js", "leaf": "renderer"}[runaway] if NAMES[runaway] in named else named[:10],
-            f"{p50:.0f}", f"{p99:.0f}", f"{slowest:.0f}", str(load.errors), "yes" if healthy else "NO",
-        )
-        with open(f"{scene}/stderr", encoding="utf-8") as file:
-            said = [line.rstrip() for line in file if line.startswith("plimsoll")]
-    except TimeoutError as what:
-        return (runaway, name, *["?"] * 9), [f"{what}: it did not come to that"], []
-    finally:
-        kill_all(tag)
-        machine.close()
-        if keep:
-            print(f"kept: {scene}")
         else:
-            shutil.rmtree(scene, ignore_errors=True)
-    return row, broken, said
+            promises = {f"the machine was filled: {observer.peak // MIB} MiB": observer.peak >= machine.size * 0.95}
+    except TimeoutError as what:
+        promises = {str(what): False}
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # the end is not cut short
+        end_all()
+        machine.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        stop_on_signals()
+    broken = [promise for promise, holds in promises.items() if not holds]
+    for promise in broken:
+        print(f"  FAILED: {promise}", flush=True)
+    return len(promises) - len(broken), len(broken)
 
 
-HEAD = ("runaway", "held by", "MiB", "end", "left", "named", "p50", "p99", "max", "errors", "well")
-WIDTHS = (8, 9, 5, 6, 5, 11, 5, 6, 6, 7, 4)
+HEAD = """\
+              memory  most full  ended        healthy worker, ms
+runaway        MiB   procs   s   by      left  p50   p99   max  failed  named"""
 
 
-def line(cells):
-    return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS)).rstrip()
+def row(runaway, after, observer, machine, kills, left, told):
+    usages, counts, slowest, failed = zip(*observer.seconds)
+    full = sum(usage >= machine.size * 0.97 for usage in usages)
+    ended = told["boundary"] if after else "kernel" if kills else "nobody"
+    largest = told["memory"]["largest"][0]["command"] if after else ""
+    named = next((name for name, command in RUNAWAYS.items() if command in largest), largest[:8] or "nobody")
+    p50, p99, worst = observer.latency()
+    print(
+        f"{runaway:<7}{'after' if after else 'before':<7}{observer.peak // MIB:>5}{max(counts):>7}{full:>5}   {ended:<8}"
+        f"{len(left):>4}{p50:>5.0f}{p99:>6.0f}{worst:>6.0f}{observer.failed:>8}  {named}"
+    )
+    answers = ["x" if bad else "O" if slow > 1 else "o" if slow > 0.2 else "." for slow, bad in zip(slowest, failed)]
+    print(f"  memory     {bars(usages, machine.size)}")
+    print(f"  processes  {bars(counts, max(20, *counts))}")
+    print(f"  answers    {''.join(answers[:66])}", flush=True)
+
+
+def bars(values, whole):
+    """A character a second."""
+    return "".join("▁▂▃▄▅▆▇█"[max(0, min(7, int(8 * value / whole)))] for value in values[:66])
+
+
+def stop_on_signals():
+    def stop(number, _):
+        sys.exit(128 + number)
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
+
+
+def chosen(args):
+    """The scenes to play, each (runaway, escape, after)."""
+    if args.lot is not None:  # each runaway once under Plimsoll, and one of them before, too
+        lot = random.Random(args.lot)
+        scenes = [(runaway, lot.random() < 0.5, True) for runaway in RUNAWAYS]
+        without = [(*lot.choice(scenes)[:2], False)] if args.phase != "after" else []
+        return without + scenes
+    runaways = list(RUNAWAYS) if args.runaway == "all" else [args.runaway]
+    phases = {"before": [False], "after": [True], "both": [False, True]}[args.phase]
+    escapes = [False, True] if args.whole else [args.escape]
+    return [(runaway, escape, after) for escape in escapes for runaway in runaways for after in phases]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runaway", choices=["worker", "node", "leaf", "all"], default="all")
-    parser.add_argument("--escape", action="store_true", help="the crawler leaves its tree by setsid and a double fork")
+    parser.add_argument("--runaway", choices=[*RUNAWAYS, "all"], default="all")
     parser.add_argument("--phase", choices=["before", "after", "both"], default="both")
-    parser.add_argument("--keep", action="store_true", help="keep the scene's files")
+    parser.add_argument("--escape", action="store_true", help="node and the browser leave by setsid and a double fork")
+    parser.add_argument("--whole", action="store_true", help="first without --escape, then with it")
+    parser.add_argument("--lot", type=int, metavar="SEED", help="a part of all that, by lot")
     args = parser.parse_args()
-    for program in (PLIMSOLL, "node", os.environ.get("CHROMIUM", "chromium")):
+    programs = (os.environ.get("PLIMSOLL", "plimsoll"), "node", os.environ.get("CHROMIUM", "chromium"))
+    for program in programs:
         if not shutil.which(program):
-            sys.exit(f"run.py: error: {program} is not there; the README says what is needed")
-    print(f"The machine: {MACHINE >> 20} MiB. The crawler's line under Plimsoll: {LINE >> 20} MiB.")
-    print("Latency of the healthy neighbour in ms, through all of it.\n")
-    print(line(HEAD))
-    failed, said = [], []
-    for runaway in ["worker", "node", "leaf"] if args.runaway == "all" else [args.runaway]:
-        for name in ["before", "after"] if args.phase == "both" else [args.phase]:
-            row, broken, words = phase(name, runaway, args.escape, args.keep)
-            print(line(row), flush=True)
-            failed += [f"{runaway}, {name}: {promise}" for promise in broken]
-            said = words or said
-    print("\nMiB: most held at once. end: OOM kills, or the line. left: the crawler's processes afterwards.")
-    if said:
-        print("What plimsoll said last:\n" + "\n".join(f"  {one}" for one in said))
-    for one in failed:
-        print(f"BROKEN: {one}")
+            sys.exit(f"run.py: error: there is no {program} here; the README says what is needed")
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    stop_on_signals()
+    print(f"A machine of {MACHINE // MIB} MiB, or the container around us; the crawler's line: {LINE // MIB} MiB.")
+    print("A character a second; answers: . in time, o over 0.2 s, O over 1 s, x failed.\n")
+    print(HEAD)
+    passed = failed = 0
+    escaped = False
+    for runaway, escape, after in chosen(args):
+        if escape != escaped:
+            print("-- it leaves its tree --" if escape else "-- it stays in its tree --")
+            escaped = escape
+        good, bad = phase(os.path.abspath(shutil.which(programs[0])), runaway, escape, after)
+        passed, failed = passed + good, failed + bad
+    print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 
 

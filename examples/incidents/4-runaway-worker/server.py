@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A web server with two workers: `healthy` answers requests, `crawler` drives a browser.
 
-    server.py --port N --runaway none|worker|node|leaf [--escape] [--crawler "WORD…"]
+    server.py [--host ADDRESS] [--port N] [--worker-port N] --runaway none|worker|node|leaf [--escape] [--crawler "WORD…"]
 
 `/work` is passed on to the healthy worker. `--crawler` is what the crawler's command line begins with: nothing before
 Plimsoll, `plimsoll run -m 700m --` with it. That prefix is the whole difference.
@@ -14,16 +14,22 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def start_workers(args):
     worker = [sys.executable, os.path.join(HERE, "worker.py")]
-    healthy = subprocess.Popen([*worker, "healthy", "--port", str(args.port + 1)])
+    healthy = subprocess.Popen([*worker, "healthy", "--port", str(args.worker_port)])
     escape = ["--escape"] if args.escape else []
     crawler = subprocess.Popen([*shlex.split(args.crawler), *worker, "crawler", "--runaway", args.runaway, *escape])
-    return healthy, crawler
+    threading.Thread(target=tell, args=(crawler,), daemon=True).start()
+    return healthy
+
+
+def tell(crawler):
+    print(f"the crawler ended with {crawler.wait()}", flush=True)  # 137 is the memory line, 124 the time limit
 
 
 def handler(port):
@@ -49,13 +55,15 @@ def handler(port):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--worker-port", type=int, default=8001)
     parser.add_argument("--runaway", default="none")
     parser.add_argument("--escape", action="store_true")
     parser.add_argument("--crawler", default="")
     args = parser.parse_args()
     start_workers(args)
-    http.server.ThreadingHTTPServer(("127.0.0.1", args.port), handler(args.port + 1)).serve_forever()
+    http.server.ThreadingHTTPServer((args.host, args.port), handler(args.worker_port)).serve_forever()
 
 
 if __name__ == "__main__":

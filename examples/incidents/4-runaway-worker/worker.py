@@ -9,7 +9,7 @@ import subprocess
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-STEP = 4 << 20  # bytes a step, a step every 20 ms: 200 MB/s
+STEP = 2 << 20  # bytes a step, a step every 20 ms: 100 MB/s
 
 
 class Work(http.server.BaseHTTPRequestHandler):

@@ -45,6 +45,8 @@ fn ending(exit: RootExit) -> Ending {
         exit,
         interpreter: None,
         decision: None,
+        victims: Vec::new(),
+        passed_on: None,
         own: None,
         ancestors: Vec::new(),
         kmsg: None,
@@ -60,6 +62,27 @@ fn killed() -> Ending {
 
 fn samples(held: impl Fn(u64) -> u64) -> Vec<Sample> {
     (0..10).map(|s| Sample { at_ms: s * 1000, memory_bytes: held(s), processes: 2 }).collect()
+}
+
+#[test]
+fn nobody_is_accused_who_held_next_to_nothing() {
+    let mut one = certificate(Cause::MemoryLimit, Some(256 * MIB), 256 * MIB);
+    one.memory.largest[0].memory_bytes = 2 * MIB;
+    let said = advice(&one, &killed());
+    assert!(said.starts_with("The tree held 256 MiB") && !said.contains("chromium"), "{said}");
+}
+
+#[test]
+fn signals_and_lost_keepers_have_words_of_their_own() {
+    use plimsoll_model::ending::PassedOn;
+    let one = certificate(Cause::ExternalSignal, None, 0);
+    let told = |signal, passed_on| advice(&one, &Ending { passed_on, ..ending(RootExit::Signal(signal)) });
+    assert!(told(13, None).contains("Whoever read its output had gone"));
+    assert!(told(2, Some(PassedOn { signal: 2, sender: 1 })).contains("passed it on"));
+    assert!(told(2, None).contains("look for a supervisor"));
+    let one = certificate(Cause::Stopped, None, 0);
+    let bereft = Ending { decision: Some(Decision::Bereft("its keeper was killed".into())), ..killed() };
+    assert!(advice(&one, &bereft).contains("who killed plimsoll"));
 }
 
 #[test]
@@ -87,11 +110,11 @@ fn at_its_line() {
          would leave a quarter to spare; if it fills that too, look for the leak in python3.12 import.py (pid 812)."
     );
     one.memory.last_minute.clear();
-    one.memory.largest[0].memory_bytes = 20 * MIB;
+    one.memory.largest[0].memory_bytes = 40 * MIB;
     one.runtime_ms = 300;
     assert_eq!(
         advice(&one, &killed()),
-        "4 processes held 256 MiB together, python3.12 import.py (pid 812) the most with 20 MiB within 300ms and was \
+        "4 processes held 256 MiB together, python3.12 import.py (pid 812) the most with 40 MiB within 300ms and was \
          still growing: try --memory 512m and read the peak that it then shows."
     );
 }

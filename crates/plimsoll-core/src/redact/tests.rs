@@ -166,6 +166,31 @@ fn the_harmless_stays() {
     assert_eq!(secret_values(env.into_iter()), ["longenough", "secret7"]);
 }
 
+#[test]
+fn a_login_is_no_place_for_secrets() {
+    let user = |login: &str, secret: &str| {
+        let line = ["curl", "-u", login].map(str::to_owned);
+        redact_command(&line, &[secret.to_owned()]).swap_remove(2)
+    };
+    // Keys as users, the password empty: how many an API is asked.
+    assert_eq!(user("hunter2hunter2:", "hunter2hunter2"), "***:***");
+    assert_eq!(user("sk_test_0123456789abcdef:", ""), "***:***");
+    assert_eq!(user("me:hunter2hunter2", "me:hunter2hunter2"), "***");
+    assert_eq!(user("hunter2:pw", "hunter2:"), "***");
+    assert_eq!(user("me:pw", "hunter2hunter2"), "me:***");
+}
+
+#[test]
+fn what_is_left_of_an_option_is_a_value() {
+    for (line, shown) in [
+        (["x", "--token", "--listed-abc"], ["x", "--token", "***"]),
+        (["curl", "-u", "--listed:pw"], ["curl", "-u", "***:***"]),
+        (["x", "--token", "--other"], ["x", "--token", "--other"]),
+    ] {
+        assert_eq!(redact_command(&line.map(str::to_owned), &["--listed".to_owned()]), shown);
+    }
+}
+
 /// Text that is more likely than any to look like something.
 fn suspicious() -> impl Strategy<Value = String> {
     let parts = [

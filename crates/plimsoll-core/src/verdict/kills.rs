@@ -41,7 +41,7 @@ pub(super) struct Kills<'e> {
     near: Vec<Line<'e>>,
     /// Without a group of ours: the nearest group above in which somebody was killed.
     around: Option<&'e GroupCounters>,
-    /// Members killed; at least.
+    /// Members killed by the kernel; at least.
     pub(super) count: u64,
     /// Everything that would tell of a kill was read, and there was none.
     pub(super) none_for_sure: bool,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use plimsoll_model::ending::{Decision, Delta, Ending, GroupCounters, OomKill, OomScope, RootExit};
+use plimsoll_model::ending::Victim as Sacrifice;
+use plimsoll_model::ending::{Decision, Delta, Ending, GroupCounters, OomKill, OomScope, PassedOn, RootExit};
 use plimsoll_model::{Cause, Confidence};
 use proptest::prelude::*;
 
@@ -354,6 +355,8 @@ fn history(seed: u64) -> History {
         exit,
         interpreter: None,
         decision: decided,
+        victims: Vec::new(),
+        passed_on: None,
         own,
         ancestors,
         kmsg: log.then_some(lines),
@@ -427,6 +430,8 @@ fn plain(exit: RootExit) -> Ending {
         exit,
         interpreter: None,
         decision: None,
+        victims: Vec::new(),
+        passed_on: None,
         own: None,
         ancestors: Vec::new(),
         kmsg: Some(Vec::new()),
@@ -456,6 +461,36 @@ fn line(oom_group: Option<&str>, task_group: &str, pid: i32) -> OomKill {
         task: "node".into(),
         pid,
     }
+}
+
+/// Without a group we kill the largest ourselves: no counter tells of it, and the root may report it.
+#[test]
+fn our_own_kills_speak_where_no_counter_does() {
+    let killed = |exit| {
+        let victim = Sacrifice { pid: 7, name: "tail".into(), memory_bytes: 60 << 20, reason: decision(0).0 };
+        verdict(&Ending { victims: vec![victim], ..plain(exit) })
+    };
+    let judged = killed(RootExit::Code(137));
+    assert_eq!((judged.cause, judged.confidence, judged.killed_inside), (Cause::MemoryLimit, Confidence::Certain, 1));
+    assert_eq!(judged.evidence[0].detail, "tail (pid 7) held 60 MiB and was killed for the line of 64 MiB");
+    assert_eq!(killed(RootExit::Code(247)).confidence, Confidence::Likely);
+    let judged = killed(RootExit::Code(0));
+    assert_eq!((judged.cause, judged.confidence), (Cause::Exited, Confidence::Certain));
+    assert!(judged.evidence.iter().any(|e| e.detail.contains("tail (pid 7)")), "{judged:?}");
+    let judged = killed(RootExit::Code(1));
+    assert_eq!((judged.cause, judged.confidence), (Cause::Failed, Confidence::Likely));
+    // Whoever killed the root later was not we.
+    assert_eq!(killed(RootExit::Signal(9)).cause, Cause::ExternalKill);
+}
+
+#[test]
+fn a_signal_that_came_through_us_is_known() {
+    let passed = Some(PassedOn { signal: 2, sender: 812 });
+    let judged = verdict(&Ending { passed_on: passed, kmsg: None, ..plain(RootExit::Signal(2)) });
+    assert_eq!((judged.cause, judged.confidence), (Cause::ExternalSignal, Confidence::Certain));
+    assert_eq!(judged.evidence[1].detail, "SIGINT came from pid 812 and was passed on");
+    let judged = verdict(&Ending { passed_on: passed, kmsg: None, ..plain(RootExit::Signal(10)) });
+    assert_eq!((judged.cause, judged.confidence), (Cause::ExternalSignal, Confidence::Likely));
 }
 
 #[test]
@@ -579,6 +614,12 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_victim()(pid in -2i32..6, memory_bytes in any::<u64>(), which in 0usize..2, name in "\\PC{0,8}") -> Sacrifice {
+        Sacrifice { pid, name, memory_bytes, reason: decision(which).0 }
+    }
+}
+
+prop_compose! {
     fn any_ending()(
         exit in prop_oneof![
             any::<i32>().prop_map(RootExit::Code),
@@ -587,6 +628,8 @@ prop_compose! {
             any::<i32>().prop_map(|errno| RootExit::NotStarted { errno }),
         ],
         decision in prop::option::of((0..DECISIONS).prop_map(|which| decision(which).0)),
+        victims in prop::collection::vec(any_victim(), 0..5),
+        passed_on in prop::option::of((any::<i32>(), any::<i32>()).prop_map(|(signal, sender)| PassedOn { signal, sender })),
         own in prop::option::of(any_group()),
         ancestors in prop::collection::vec(any_group(), 0..3),
         kmsg in prop::option::of(prop::collection::vec(any_line(), 0..6)),
@@ -594,7 +637,7 @@ prop_compose! {
         pids in prop::collection::vec(-2i32..6, 0..4),
         unreadable in prop::collection::vec("\\PC{0,8}", 0..3),
     ) -> Ending {
-        Ending { exit, interpreter: None, decision, own, ancestors, kmsg, host_oom_kill, pids, unreadable }
+        Ending { exit, interpreter: None, decision, victims, passed_on, own, ancestors, kmsg, host_oom_kill, pids, unreadable }
     }
 }
 
@@ -611,7 +654,7 @@ proptest! {
         }
         if is_for_memory(judged.cause) {
             prop_assert!(judged.killed_inside > 0);
-            prop_assert!(!certain || names_kernel(&judged), "{judged:?}");
+            prop_assert!(!certain || names_kernel(&judged) || !ending.victims.is_empty(), "{judged:?}");
         }
         if matches!(ending.exit, RootExit::Unknown) || judged.cause == Cause::Unknown {
             prop_assert!(!certain);

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use plimsoll_model::Strain;
 use rustix::fs::{Mode, OFlags};
 
 use crate::KernelError;
@@ -86,9 +87,39 @@ impl Dir {
 
     /// Time in which all of the group's runnable processes waited for memory at once (`full` of `memory.pressure`);
     /// `None` where the kernel does not tell.
-    pub(super) fn stalled(&self) -> Option<Duration> {
+    fn stalled(&self) -> Option<Duration> {
         let text = self.read("memory.pressure").ok()? + "\n";
         Some(Duration::from_micros(parse_pressure(text.as_bytes())?.full?.total_us))
+    }
+
+    /// This group and those that the tree made below it, of nested runs for example.
+    pub(super) fn with_groups_below(&self) -> Vec<Dir> {
+        let mut all = vec![self.clone()];
+        let mut next = 0;
+        while let Some(dir) = all.get(next) {
+            let entries = std::fs::read_dir(&dir.0).into_iter().flatten().flatten();
+            let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            let below: Vec<Dir> = below.map(|entry| Dir(entry.path())).collect();
+            all.extend(below);
+            next += 1;
+        }
+        all
+    }
+
+    /// Everyone in this group and below it; a directory that is gone has nobody.
+    pub(super) fn all_procs(&self) -> Vec<i32> {
+        self.with_groups_below().iter().flat_map(|dir| dir.procs().unwrap_or_default()).collect()
+    }
+
+    /// How this group fares, by these fields of its `memory.stat`, and by the pressure file of `pressure`.
+    pub(super) fn strain(&self, anonymous: &str, files: [&str; 2], pressure: &Self) -> Option<Strain> {
+        let text = self.read("memory.stat").ok()? + "\n";
+        let field = |name: &str| flat_keyed(text.as_bytes(), name);
+        Some(Strain {
+            anonymous_bytes: field(anonymous)?,
+            file_bytes: field(files[0])? + field(files[1])?,
+            stalled: pressure.stalled()?,
+        })
     }
 
     /// Pids of a `cgroup.procs`.

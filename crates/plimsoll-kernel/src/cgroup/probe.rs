@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use plimsoll_model::spec::BoundaryChoice;
-use plimsoll_model::{Boundary, Limits};
+use plimsoll_model::{Boundary, Limits, RunId};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::files::Dir;
@@ -239,6 +239,25 @@ pub fn probe(choice: BoundaryChoice, parent: Option<&str>) -> Result<Found, Prob
     }
 }
 
+/// The groups of this run that are there now, where groups are made by default or below `parent`: for a run whose record
+/// is lost.
+#[must_use]
+pub fn groups_of(id: RunId, parent: Option<&str>) -> Vec<PathBuf> {
+    let hierarchies = Hierarchies::read();
+    let named = parent.and_then(|parent| relative(parent).ok());
+    let groups = hierarchies.mounts.iter().flat_map(|mount| {
+        let controller = mount.controllers.first().map(String::as_str);
+        let own = hierarchies.own_dir(mount, controller).map(|own| own.join(DEFAULT_PARENT));
+        let default = mount.mount_point.join(DEFAULT_PARENT);
+        let named = named.as_ref().map(|named| mount.mount_point.join(named));
+        [Some(default), own, named].into_iter().flatten().map(|base| base.join(id.as_str())).collect::<Vec<_>>()
+    });
+    let mut found: Vec<PathBuf> = groups.filter(|dir| dir.is_dir()).collect();
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
 /// The name of a parent group as given, made relative; refuses what climbs out or names no group.
 fn relative(parent: &str) -> Result<PathBuf, String> {
     let path = Path::new(parent);
@@ -272,15 +291,20 @@ fn find_v1(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
             writable(&base.join("cgroup.procs")).map_err(|why| format!("it is not delegated to this user: {why}"))?;
         }
     }
-    // Below the named group; else below our own one where it was given to an ordinary user; else below the root.
+    // Below the named group; else below that of the tree that we are part of, whose lines hold for us; else below our
+    // own one where it was given to an ordinary user; else below the root.
     let base_on = |mount: &CgroupMount, controller: &str| -> Result<PathBuf, String> {
         let root = &mount.mount_point;
         // A parent that was made for us on the memory hierarchy alone is not made by us on the others.
         if let Some(there) = named.as_ref().map(|named| root.join(named)).filter(|there| there.exists()) {
             return Ok(there);
         }
+        let own = hierarchies.own_dir(mount, Some(controller));
+        if let Some(tree) = own.as_deref().and_then(tree_around) {
+            return Ok(tree.to_owned());
+        }
         if !rustix::process::geteuid().is_root() {
-            let own = hierarchies.own_dir(mount, Some(controller)).unwrap_or_else(|| root.clone());
+            let own = own.unwrap_or_else(|| root.clone());
             return writable(&own)
                 .and_then(|()| writable(&own.join("cgroup.procs")))
                 .map(|()| own.join(DEFAULT_PARENT));
@@ -295,7 +319,8 @@ fn find_v1(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
     };
     let unified = hierarchies.v2().and_then(|mount| {
         let there = named.as_ref().map(|named| mount.mount_point.join(named)).filter(|there| there.exists());
-        let base = there.unwrap_or_else(|| mount.mount_point.join(DEFAULT_PARENT));
+        let tree = || hierarchies.own_dir(mount, None).as_deref().and_then(tree_around).map(Path::to_owned);
+        let base = there.or_else(tree).unwrap_or_else(|| mount.mount_point.join(DEFAULT_PARENT));
         // cgroup.kill came with 5.14; the root has none, but cgroup.pressure and cgroup.stat do not tell: a group that
         // is made without it falls back when it is killed.
         writable(&mount.mount_point).is_ok().then_some(base)
@@ -342,6 +367,13 @@ fn find_v2(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
         return found(base, None, "PLIMSOLL_CGROUP_PARENT names it");
     }
     let own = hierarchies.own_dir(mount, None);
+    if own.as_deref().and_then(tree_around).is_some() {
+        return Err(
+            "we run in a tree that plimsoll holds, and a v2 group with processes in it cannot be divided; its \
+                    line holds for us as well"
+                .into(),
+        );
+    }
     if let Some(own) = own.filter(|own| is_delegated(mount, own)) {
         if has_word(&Dir(own.clone()), "cgroup.controllers", "memory") {
             return found(own.join(DEFAULT_PARENT), Some(own), "our own group is delegated to us");
@@ -358,6 +390,12 @@ fn find_v2(hierarchies: &Hierarchies, parent: Option<&str>) -> Result<(Parent, S
         ));
     }
     found(root.join(DEFAULT_PARENT), None, "the unified hierarchy is writable")
+}
+
+/// The group of the tree that a process in this group is part of, when Plimsoll holds it: groups are named by run ids.
+fn tree_around(own: &Path) -> Option<&Path> {
+    own.ancestors()
+        .find(|dir| dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<RunId>().is_ok()))
 }
 
 /// A group is delegated when its owner gave it to this user, when systemd says so, or when it is the root of a

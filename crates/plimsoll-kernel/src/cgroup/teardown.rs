@@ -63,8 +63,10 @@ fn kill_once(groups: &[Dir], through_kernel: bool) {
         }
     }
     for group in groups {
-        for pid in group.procs().unwrap_or_default() {
-            kill_member(pid, group);
+        for below in group.with_groups_below() {
+            for pid in below.procs().unwrap_or_default() {
+                kill_member(pid, &below);
+            }
         }
     }
     if let Some(freezer) = freezer {
@@ -118,9 +120,9 @@ fn populated(group: &Dir) -> bool {
     group.keyed("cgroup.events", "populated").is_ok_and(|value| value == 1)
 }
 
-/// Everyone in any of the groups; a directory that is gone has nobody.
+/// Everyone in any of the groups or below them; a directory that is gone has nobody.
 fn members(groups: &[Dir]) -> Vec<i32> {
-    let mut all: Vec<i32> = groups.iter().flat_map(|group| group.procs().unwrap_or_default()).collect();
+    let mut all: Vec<i32> = groups.iter().flat_map(Dir::all_procs).collect();
     all.sort_unstable();
     all.dedup();
     all

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use plimsoll_model::Limits;
 use plimsoll_model::ending::{Delta, GroupCounters};
+use plimsoll_model::{Limits, Strain};
 use rustix::fs::OFlags;
 
 use super::files::{Dir, Gauge, open};
@@ -140,11 +140,10 @@ impl Group {
         self.usage.read()
     }
 
-    /// Anonymous bytes of the group with what the tree made below it, and how long all of it has stood still for want of
-    /// memory so far, which only the v2 mount beside tells.
+    /// How the group fares with what the tree made below it; the time it stood still only the v2 mount beside tells.
     #[must_use]
-    pub fn strain(&self) -> Option<(u64, Duration)> {
-        Some((self.memory.keyed("memory.stat", "total_rss").ok()?, self.unified.as_ref()?.stalled()?))
+    pub fn strain(&self) -> Option<Strain> {
+        self.memory.strain("total_rss", ["total_inactive_file", "total_active_file"], self.unified.as_ref()?)
     }
 
     /// Processes and threads now.
@@ -170,26 +169,29 @@ impl Group {
     /// # Errors
     /// [`KernelError`] when the kernel does not take the registration.
     pub fn oom_events(&self) -> Result<std::os::fd::OwnedFd, KernelError> {
-        self.event("memory.oom_control", "")
+        self.event("memory.oom_control", &[String::new()])
     }
 
-    /// An eventfd that fires when usage crosses `bytes`.
+    /// An eventfd that fires when usage crosses any of these.
     ///
     /// # Errors
-    /// [`KernelError`] when the kernel does not take the registration.
-    pub fn threshold(&self, bytes: u64) -> Result<std::os::fd::OwnedFd, KernelError> {
-        self.event("memory.usage_in_bytes", &bytes.to_string())
+    /// [`KernelError`] when the kernel does not take a registration.
+    pub fn thresholds(&self, bytes: &[u64]) -> Result<std::os::fd::OwnedFd, KernelError> {
+        let arguments: Vec<String> = bytes.iter().map(u64::to_string).collect();
+        self.event("memory.usage_in_bytes", &arguments)
     }
 
-    fn event(&self, file: &str, argument: &str) -> Result<std::os::fd::OwnedFd, KernelError> {
+    fn event(&self, file: &str, arguments: &[String]) -> Result<std::os::fd::OwnedFd, KernelError> {
         use std::os::fd::AsRawFd;
         let path = self.memory.file(file);
         let target = open(&path, OFlags::RDONLY).map_err(|source| KernelError::Read { path: path.clone(), source })?;
         let event =
             rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
                 .map_err(|error| KernelError::Call { call: "eventfd", source: error.into() })?;
-        let line = format!("{} {} {argument}", event.as_raw_fd(), target.as_raw_fd());
-        self.memory.write("cgroup.event_control", line.trim_end())?;
+        for argument in arguments {
+            let line = format!("{} {} {argument}", event.as_raw_fd(), target.as_raw_fd());
+            self.memory.write("cgroup.event_control", line.trim_end())?;
+        }
         Ok(event)
     }
 
@@ -237,10 +239,10 @@ impl Group {
             .collect()
     }
 
-    /// Members now, from the hierarchy that all of them are in.
+    /// Members now, those of groups below it included, from the hierarchy that all of them are in.
     #[must_use]
     pub fn members(&self) -> Vec<i32> {
-        self.memory.procs().unwrap_or_default()
+        self.memory.all_procs()
     }
 
     /// Sets of directories to remove: the group's own ones, then parents that go when they are empty.

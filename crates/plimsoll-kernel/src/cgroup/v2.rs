@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use plimsoll_model::ending::{Delta, GroupCounters};
-use plimsoll_model::{Limits, OnLimit};
+use plimsoll_model::{Limits, OnLimit, Strain};
 use rustix::fs::OFlags;
 
 use super::files::{Dir, Gauge, open};
@@ -135,11 +135,10 @@ impl Group {
         self.usage.read()
     }
 
-    /// Anonymous bytes of the group with what the tree made below it, and how long all of it has stood still for want of
-    /// memory so far.
+    /// How the group fares with what the tree made below it.
     #[must_use]
-    pub fn strain(&self) -> Option<(u64, Duration)> {
-        Some((self.dir.keyed("memory.stat", "anon").ok()?, self.dir.stalled()?))
+    pub fn strain(&self) -> Option<Strain> {
+        self.dir.strain("anon", ["inactive_file", "active_file"], &self.dir)
     }
 
     /// Processes and threads now.
@@ -212,10 +211,10 @@ impl Group {
             .collect()
     }
 
-    /// Members now.
+    /// Members now, those of groups below it included.
     #[must_use]
     pub fn members(&self) -> Vec<i32> {
-        self.dir.procs().unwrap_or_default()
+        self.dir.all_procs()
     }
 
     /// The group's own directory, then the parent that goes when it is empty.
