@@ -11,7 +11,7 @@ use plimsoll_model::ending::{Decision, Ending, OomScope, RootExit};
 use plimsoll_model::size::Human;
 use plimsoll_model::{Cause, Certificate, Confidence, Sample, duration};
 
-use crate::verdict::{errno_words, signal_name};
+use crate::verdict::{not_started, signal_name};
 
 const SIGPIPE: i32 = 13;
 
@@ -174,6 +174,9 @@ fn start_failed(certificate: &Certificate, ending: &Ending) -> String {
     let RootExit::NotStarted { errno } = ending.exit else { return "It never ran.".into() };
     let command = certificate.command.first().map_or("the command", String::as_str);
     let remedy = match errno {
+        _ if ending.interpreter.is_some() => {
+            "install that, or mend the program's first line (with a line end as on Unix)"
+        }
         2 => "check its spelling, PATH and --workdir",
         13 => "make it executable (chmod +x), and see that its folders and --workdir may be entered",
         8 => "give a script its first line, or install the program for this kind of machine",
@@ -183,7 +186,7 @@ fn start_failed(certificate: &Certificate, ending: &Ending) -> String {
         26 => "wait until its writer has closed it",
         _ => "mend that and start it again",
     };
-    format!("{command} never ran ({}): {remedy}.", errno_words(errno))
+    format!("{command} never ran ({}): {remedy}.", not_started(errno, ending.interpreter.as_deref()))
 }
 
 fn unheard(ending: &Ending) -> &'static str {

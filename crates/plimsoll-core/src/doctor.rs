@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use plimsoll_model::duration::Human as Time;
 use plimsoll_model::ending::{OomKill, OomScope};
-use plimsoll_model::host::{GroupMemory, HostFacts, ProcessFact};
+use plimsoll_model::host::{GroupMemory, HostFacts, Leftover, ProcessFact};
 use plimsoll_model::size::Human as Size;
 use plimsoll_model::{Boundary, RunId};
 
@@ -530,14 +530,40 @@ fn leftovers(facts: &HostFacts) -> Check {
     if facts.leftovers.is_empty() {
         return ok(name, "nothing of a former plimsoll");
     }
-    let shown = facts.leftovers.iter().map(|left| match left.processes {
+    let shown = facts.leftovers.iter().map(|left| match left.pids.len() {
         0 => left.what.clone(),
         1 => format!("{} (1 process)", left.what),
         count => format!("{} ({count} processes)", left.what),
     });
-    let alive = facts.leftovers.iter().any(|left| left.processes > 0);
+    let alive = facts.leftovers.iter().any(|left| !left.pids.is_empty());
     let status = if alive { Status::Fail } else { Status::Warn };
-    graded(name, status, listed(shown, facts.leftovers.len()), "sweep them: plimsoll run -- true".into())
+    graded(name, status, listed(shown, facts.leftovers.len()), clearing(&facts.leftovers))
+}
+
+/// How leftovers go: any verb sweeps a registered run; of another one (its file was lost, or is another Plimsoll's) no verb
+/// would touch anything, so what to do is written out.
+fn clearing(leftovers: &[Leftover]) -> String {
+    const SHOWN: usize = 20;
+    let unknown = || leftovers.iter().filter(|left| !left.registered);
+    let mut pids: Vec<i32> = unknown().flat_map(|left| left.pids.iter().copied()).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    let pids: Vec<String> = pids.iter().take(SHOWN).map(i32::to_string).collect();
+    let groups: Vec<String> =
+        unknown().flat_map(|left| &left.groups).take(SHOWN).map(|dir| dir.display().to_string()).collect();
+    let mut steps = Vec::new();
+    if leftovers.iter().any(|left| left.registered) {
+        steps.push("plimsoll run -- true".to_owned());
+    }
+    if !pids.is_empty() {
+        steps.push(format!("kill -9 {}", pids.join(" ")));
+    }
+    if !groups.is_empty() {
+        // The killed leave their group a moment later.
+        steps.extend((!pids.is_empty()).then(|| "sleep 1".to_owned()));
+        steps.push(format!("rmdir {}", groups.join(" ")));
+    }
+    steps.join("; ")
 }
 
 fn disk(facts: &HostFacts) -> Check {

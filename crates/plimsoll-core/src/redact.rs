@@ -1,9 +1,10 @@
 //! Keeps secrets out of certificates and logs: the values of secret variables, and what looks like a secret.
 //!
 //! Hidden are the values of names that look secret (`--token X`, `--token=X`, `-e API_KEY=X`, `"apiKey": "X"`,
-//! `X-Api-Key: X`), whatever follows `Authorization:`, passwords in URLs, keys of well-known kinds, and values that
-//! were listed as secret, wherever they stand. A long random word alone is not: most are hashes and ids. It is a net,
-//! and no proof: a password as a bare argument looks like any other word.
+//! `X-Api-Key: X`), whatever follows `Authorization:`, passwords in URLs, keys of well-known kinds, what stands behind the
+//! short options of programs that are known for it (`mysql -pX`, `curl -u me:X`: [`RULES`]), and values that were listed as
+//! secret, wherever they stand. A long random word alone is not: most are hashes and ids. It is a net, and no proof: a
+//! password as a bare argument looks like any other word.
 
 /// What stands in a secret's place.
 const HIDDEN: &str = "***";
@@ -51,8 +52,90 @@ const KEY_BEGINNINGS: [&str; 16] = [
 /// A shorter word is no key of a well-known kind.
 const SHORTEST_KEY: usize = 16;
 
-/// A shorter value of a secret variable is likely to stand elsewhere by chance.
+/// A shorter value of a variable whose name looks secret is likely to stand elsewhere by chance.
 const SHORTEST: usize = 6;
+
+/// The same of a variable that was listed: somebody meant it.
+const SHORTEST_LISTED: usize = 4;
+
+/// What a short option of some programs is followed by.
+#[derive(Debug)]
+struct Rule {
+    programs: &'static [&'static str],
+    option: &'static str,
+    /// The subcommand that it belongs to; others of the same program mean something else by it.
+    verb: Option<&'static str>,
+    next: Next,
+    /// Also in the same word: `-pX`. The letters that may stand before it there: `-sSuX`.
+    glued: Option<&'static str>,
+}
+
+impl Rule {
+    const fn of(
+        programs: &'static [&'static str],
+        option: &'static str,
+        next: Next,
+        glued: Option<&'static str>,
+    ) -> Self {
+        Self { programs, option, verb: None, next, glued }
+    }
+}
+
+/// curl's short options without a value.
+const CURL_FLAGS: &str = "#012346BGIJLNORSVafgijklnpqsvZ";
+
+const RULES: [Rule; 13] = [
+    Rule::of(&["curl"], "-u", Next::Login, Some(CURL_FLAGS)),
+    Rule::of(&["curl"], "-U", Next::Login, Some(CURL_FLAGS)),
+    Rule::of(&["curl"], "-b", Next::Cookie, Some(CURL_FLAGS)),
+    Rule::of(&["curl", "wget"], "--user", Next::Login, None),
+    Rule::of(&["curl"], "--proxy-user", Next::Login, None),
+    Rule::of(&["http", "https", "xh"], "-a", Next::Secret, Some("")),
+    Rule::of(&["redis-cli"], "-a", Next::Secret, None),
+    Rule::of(&["sshpass"], "-p", Next::Secret, Some("ev")),
+    // Alone it asks for the password, and the next word is a database.
+    Rule::of(
+        &[
+            "mysql",
+            "mysqldump",
+            "mysqladmin",
+            "mysqlimport",
+            "mysqlshow",
+            "mysqlcheck",
+            "mysqlslap",
+            "mysqlbinlog",
+            "mysqlpump",
+            "mariadb",
+            "mariadb-dump",
+            "mariadb-admin",
+            "mariadb-import",
+            "mariadb-check",
+        ],
+        "-p",
+        Next::Any,
+        Some("BCEFGHLNPQVWnqrstvwABf"),
+    ),
+    Rule::of(
+        &["mongo", "mongosh", "mongodump", "mongorestore", "mongoexport", "mongoimport", "mongostat"],
+        "-p",
+        Next::Secret,
+        Some(""),
+    ),
+    Rule::of(
+        &["ldapsearch", "ldapadd", "ldapmodify", "ldapdelete", "ldapwhoami", "ldappasswd"],
+        "-w",
+        Next::Secret,
+        Some(""),
+    ),
+    Rule::of(&["zip", "unzip"], "-P", Next::Secret, Some("")),
+    Rule {
+        programs: &["docker", "podman", "nerdctl", "buildah", "skopeo", "helm", "crane", "oras", "az", "oc", "cf"],
+        option: "-p",
+        verb: Some("login"),
+        next: Next::Secret,
+        glued: Some(""),
+    },
+];
 
 /// So often is looked whether hiding one thing has uncovered another; two rounds are the rule.
 const ROUNDS: usize = 16;
@@ -65,7 +148,9 @@ pub fn is_secret_name(name: &str) -> bool {
     let name = name.trim_start_matches('-');
     let last = name.rsplit(['_', '-']).next().unwrap_or_default();
     // `PWD` and `OLDPWD` are directories.
-    let short = ["pass", "pwd", "pw"].iter().any(|word| last.eq_ignore_ascii_case(word));
+    let short = ["pass", "pwd", "pw", "auth", "jwt", "cookie", "cookies", "pin"]
+        .iter()
+        .any(|word| last.eq_ignore_ascii_case(word));
     if short && !name.eq_ignore_ascii_case("pwd") {
         return true;
     }
@@ -81,48 +166,121 @@ pub fn secret_values<'e>(env: impl Iterator<Item = (&'e str, &'e str)>) -> Vec<S
         .collect()
 }
 
+/// Values of the variables that were listed (`PLIMSOLL_REDACT=NAME,NAME`), whatever their names look like.
+pub fn listed_values<'e>(list: &str, env: impl Iterator<Item = (&'e str, &'e str)>) -> Vec<String> {
+    let listed = |name: &str| list.split(',').any(|one| one.trim() == name);
+    env.filter(|(name, value)| value.len() >= SHORTEST_LISTED && listed(name))
+        .map(|(_, value)| value.to_owned())
+        .collect()
+}
+
 /// The arguments with secrets hidden: as many as were given, none longer than twice its length and three bytes.
 /// Hiding twice is hiding once.
 #[must_use]
 pub fn redact_command(args: &[String], secrets: &[String]) -> Vec<String> {
     // The longest first, so that no rest of one is left behind a shorter one within it.
-    let mut secrets: Vec<&str> = secrets.iter().map(String::as_str).filter(|value| value.len() >= SHORTEST).collect();
+    let mut secrets: Vec<&str> =
+        secrets.iter().map(String::as_str).filter(|value| value.len() >= SHORTEST_LISTED).collect();
     secrets.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
-    let program = args.first().map_or("", |first| first.rsplit('/').next().unwrap_or_default());
-    let mut next = Next::Any;
+    let mut line = Line::default();
     args.iter()
         .map(|arg| {
-            let hide = |arg: &str| match next {
+            let hide = |arg: &str| match line.next {
                 Next::Secret if !arg.is_empty() && !is_option(arg) => HIDDEN.to_owned(),
                 Next::Login if !is_option(arg) && arg.contains(':') => hide_login(arg, &secrets),
-                _ => redact_text(arg, &secrets),
+                Next::Cookie if !is_option(arg) && arg.contains('=') => HIDDEN.to_owned(),
+                _ => match line.glued(arg) {
+                    Some(at) => redact_text(&format!("{}{HIDDEN}", &arg[..at]), &secrets),
+                    None => redact_text(arg, &secrets),
+                },
             };
             // What is left of an option when a part of it was hidden may be none, and goes like any value then.
-            let hidden = if next == Next::Any { hide(arg) } else { hide(&hide(arg)) };
+            let hidden = if line.next == Next::Any { hide(arg) } else { hide(&hide(arg)) };
             // Also by what is shown, so that the second time nothing more is hidden.
-            next = Next::behind(program, arg).max(Next::behind(program, &hidden));
+            let next = line.behind(arg).max(line.behind(&hidden));
+            line.take(arg);
+            // `-pTopSecret` is no name of a secret, but one.
+            line.next = if line.glued(arg).is_some() { next } else { next.max(by_name(arg)).max(by_name(&hidden)) };
             hidden
         })
         .collect()
 }
 
 /// What the next argument is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 enum Next {
+    #[default]
     Any,
+    /// `name=value`, or the name of a file.
+    Cookie,
     /// `user:password`.
     Login,
     Secret,
 }
 
-impl Next {
-    fn behind(program: &str, arg: &str) -> Self {
-        match (program, arg) {
-            ("curl" | "wget", "-u" | "--user" | "-U" | "--proxy-user") => Self::Login,
-            ("redis-cli", "-a") | ("sshpass", "-p") => Self::Secret,
-            _ if arg.starts_with('-') && !arg.contains(['=', ' ']) && is_secret_name(arg) => Self::Secret,
-            _ => Self::Any,
+/// What follows an option of this name, whatever the program.
+fn by_name(arg: &str) -> Next {
+    let secret = arg.starts_with('-') && !arg.contains(['=', ' ']) && is_secret_name(arg);
+    if secret { Next::Secret } else { Next::Any }
+}
+
+/// What is known of a command line on the way through it.
+#[derive(Debug, Default)]
+struct Line {
+    /// The program's rules; those of the latest word that names one, for it may be started by another (`sudo curl …`).
+    rules: Vec<&'static Rule>,
+    /// The word before was a long option: this one is its value (`--name mysql`).
+    is_value: bool,
+    /// Its subcommand: the first word behind it that is one of those that matter.
+    verb: Option<String>,
+    next: Next,
+}
+
+impl Line {
+    fn take(&mut self, arg: &str) {
+        const VERBS: [&str; 7] = ["login", "run", "create", "exec", "compose", "build", "start"];
+        let name = arg.rsplit('/').next().unwrap_or_default();
+        let rules: Vec<&Rule> = RULES.iter().filter(|rule| rule.programs.contains(&name)).collect();
+        if !rules.is_empty() && !self.is_value {
+            (self.rules, self.verb) = (rules, None);
+        } else if self.verb.is_none() && VERBS.contains(&arg) {
+            self.verb = Some(arg.to_owned());
         }
+        self.is_value = arg.len() > 2 && arg.starts_with("--") && !arg.contains('=');
+    }
+
+    fn rules(&self) -> impl Iterator<Item = &'static Rule> {
+        self.rules.iter().copied().filter(|rule| rule.verb.is_none() || rule.verb == self.verb.as_deref())
+    }
+
+    /// What follows this argument.
+    fn behind(&self, arg: &str) -> Next {
+        let rule = self.rules().find(|rule| {
+            let flags = rule.glued.unwrap_or_default();
+            let letters = arg.strip_prefix('-').and_then(|arg| arg.strip_suffix(&rule.option[1..]));
+            arg == rule.option
+                || !flags.is_empty() && letters.is_some_and(|letters| letters.chars().all(|c| flags.contains(c)))
+        });
+        rule.map_or(Next::Any, |rule| rule.next)
+    }
+
+    /// Where the secret begins that stands in the same word as its option.
+    fn glued(&self, arg: &str) -> Option<usize> {
+        self.rules().find_map(|rule| {
+            let from = if rule.option.starts_with("--") {
+                arg.strip_prefix(rule.option)?.starts_with('=').then_some(rule.option.len() + 1)?
+            } else {
+                let (flags, letter) = (rule.glued?, &rule.option[1..]);
+                let at = arg.strip_prefix('-')?.find(letter)? + 1;
+                arg[1..at].chars().all(|c| flags.contains(c)).then_some(at + 1)?
+            };
+            let value = &arg[from..];
+            match rule.next {
+                Next::Login => value.find(':').map(|colon| from + colon + 1).filter(|&at| at < arg.len()),
+                Next::Cookie => value.contains('=').then_some(from),
+                _ => (!value.is_empty()).then_some(from),
+            }
+        })
     }
 }
 
@@ -149,7 +307,7 @@ fn redact_text(text: &str, secrets: &[&str]) -> String {
                 hidden = hidden.replace(secret, HIDDEN);
             }
         }
-        let hidden = hide_keys(&hide_values(&hide_url_passwords(&hidden)));
+        let hidden = hide_keys(&hide_options(&hide_values(&hide_url_passwords(&hidden))));
         if hidden == text {
             return text;
         }
@@ -161,6 +319,44 @@ fn redact_text(text: &str, secrets: &[&str]) -> String {
 
 fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
+}
+
+/// A shell's command line without what stands behind the options of [`RULES`].
+fn hide_options(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = String::with_capacity(text.len());
+    let (mut shown, mut at) = (0, 0);
+    let mut line = Line::default();
+    while at < bytes.len() {
+        if bytes[at].is_ascii_whitespace() {
+            at += 1;
+            continue;
+        }
+        let end = at + bytes[at..].iter().take_while(|byte| !byte.is_ascii_whitespace()).count();
+        let word = &text[at..end];
+        let secret = match line.next {
+            Next::Secret if !is_option(word) => value(bytes, at, b";|&)"),
+            Next::Login if !is_option(word) => {
+                word.find(':').and_then(|colon| value(bytes, at + colon + 1, b";|&)\"'`"))
+            }
+            Next::Cookie if !is_option(word) && word.contains('=') => value(bytes, at, b";|&)"),
+            _ => line.glued(word).and_then(|from| value(bytes, at + from, b";|&)")),
+        };
+        line.next = line.behind(word);
+        line.take(word.trim_start_matches(['(', '$', '`', '"', '\'']));
+        // Behind one of these another command begins.
+        if word.ends_with([';', '|', '&', ')']) {
+            line = Line::default();
+        }
+        at = end;
+        if let Some((from, to)) = secret {
+            out.push_str(&text[shown..from]);
+            out.push_str(HIDDEN);
+            (shown, at) = (to, to.max(end));
+        }
+    }
+    out.push_str(&text[shown..]);
+    out
 }
 
 /// `name=value`, `--name value`, `"name": "value"` and `Name: value` without the value, where the name looks secret.

@@ -38,7 +38,7 @@ use plimsoll_model::size::Human;
 use plimsoll_model::{Cause, Confidence, Evidence, duration};
 
 use kills::{Kills, ends_by_memory};
-pub use words::{errno_words, is_crash, signal_name};
+pub use words::{errno_words, is_crash, not_started, signal_name};
 
 /// The judgement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +78,11 @@ pub fn verdict(ending: &Ending) -> Verdict {
 
 fn judge(ending: &Ending, kills: &Kills<'_>) -> (Cause, Confidence, Vec<Evidence>) {
     if let RootExit::NotStarted { errno } = ending.exit {
-        return (Cause::StartFailed, Confidence::Certain, vec![evidence("exec", errno_words(errno))]);
+        return (
+            Cause::StartFailed,
+            Confidence::Certain,
+            vec![evidence("exec", not_started(errno, ending.interpreter.as_deref()))],
+        );
     }
     let status = wait_status(ending.exit);
     if let Some(decision) = &ending.decision {

@@ -1,12 +1,13 @@
 //! One look at the machine: the facts that `doctor` judges and the memory figure that `health` answers with.
 //!
 //! Every fact stands for itself: what cannot be read is absent, and never keeps the others from being told. The look
-//! lasts [`WINDOW`], because two of them need time between two readings: I/O wait (the figure since boot says nothing
-//! about now) and zombies (one that is gone at the second reading was only about to be reaped).
+//! lasts [`WINDOW`], because some of them need time between two readings: I/O wait (the figure since boot says nothing
+//! about now), zombies and empty groups (one that is gone at the second reading was only about to be reaped or removed).
 
 mod container;
 mod processes;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -59,11 +60,14 @@ pub fn look(query: Query) -> HostFacts {
     let large = table.large(limit / 10);
     let orphans = table.orphans(OLD);
     let zombies = table.zombies();
-    let mut leftovers = left_groups(&parents, &live);
+    let mut leftovers = left_groups(&parents, &live, &table);
     leftovers.extend(table.left_processes(&live));
     let oom = oom_history();
     // The scan above may have taken longer than the window already.
     std::thread::sleep(WINDOW.saturating_sub(began.elapsed()));
+    // A run that just begins or ends has a group with nobody in it, for an instant: what is left is left, and still empty.
+    let anew = left_groups(&parents, &live, &table);
+    leftovers.retain(|left| !left.pids.is_empty() || left.groups.is_empty() || anew.contains(left));
     let io_wait_percent = begin.zip(cpu_times()).and_then(|(begin, end)| io_wait(begin, end));
     HostFacts {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
@@ -218,31 +222,56 @@ fn oom_history() -> OomHistory {
 }
 
 /// Groups of runs that nobody runs any more, one entry a run.
-fn left_groups(parents: &[PathBuf], live: &[String]) -> Vec<Leftover> {
+fn left_groups(parents: &[PathBuf], live: &[String], table: &Table) -> Vec<Leftover> {
     let mounts = parse_mountinfo(&read("/proc/self/mountinfo").unwrap_or_default());
     let defaults = mounts.into_iter().map(|mount| mount.mount_point.join("plimsoll"));
     let mut parents: Vec<PathBuf> = defaults.chain(parents.iter().cloned()).collect();
     parents.sort();
     parents.dedup();
     let mut found: std::collections::BTreeMap<String, Leftover> = std::collections::BTreeMap::new();
+    let mut others = std::collections::BTreeSet::new();
     for entry in parents.iter().filter_map(|parent| std::fs::read_dir(parent).ok()).flatten().flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
         let is_run = name.parse::<plimsoll_model::RunId>().is_ok() && entry.file_type().is_ok_and(|kind| kind.is_dir());
         if !is_run || live.contains(&name) {
             continue;
         }
-        let members = read_text(entry.path().join("cgroup.procs")).unwrap_or_default();
-        let members: Vec<i32> = members.lines().filter_map(|pid| pid.parse().ok()).collect();
-        if members.iter().take(100).any(|&pid| processes::tag(pid) == processes::Tag::Foreign) {
+        let dirs = below(entry.path());
+        let members = dirs.iter().filter_map(|dir| read_text(dir.join("cgroup.procs")));
+        let pids: Vec<i32> =
+            members.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+        let is_foreign = |&pid: &i32| processes::tag(pid) == processes::Tag::Foreign;
+        // Told by one of its groups for all of them: the others may have nobody in them.
+        if table.are_kept(&pids) || pids.iter().take(100).any(is_foreign) || !is_ours(&entry) {
+            others.insert(name);
             continue;
         }
-        let processes = members.len() as u32;
-        found
-            .entry(name)
-            .and_modify(|leftover| leftover.processes = leftover.processes.max(processes))
-            .or_insert_with(|| Leftover { what: entry.path().display().to_string(), processes });
+        let leftover = found.entry(name).or_insert_with(|| Leftover {
+            what: entry.path().display().to_string(),
+            pids: Vec::new(),
+            groups: Vec::new(),
+            registered: false,
+        });
+        leftover.groups.extend(dirs);
+        leftover.pids.extend(pids);
+        leftover.pids.sort_unstable();
+        leftover.pids.dedup();
     }
+    found.retain(|name, _| !others.contains(name));
     found.into_values().collect()
+}
+
+/// Whether we may remove it: root may all, and others what is theirs.
+fn is_ours(entry: &std::fs::DirEntry) -> bool {
+    let us = rustix::process::geteuid();
+    us.is_root() || entry.metadata().is_ok_and(|found| found.uid() == us.as_raw())
+}
+
+/// A directory and those below it, the deepest first: in that order they can be removed.
+fn below(dir: PathBuf) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+    let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    dirs.flat_map(|entry| below(entry.path())).chain([dir.clone()]).collect()
 }
 
 /// Space where a directory is, or will be made.
@@ -264,6 +293,25 @@ fn uptime() -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_left_group_with_all_that_has_to_go() {
+        let dir = std::env::temp_dir().join(format!("plimsoll-test-left-{}", std::process::id()));
+        let id = plimsoll_model::RunId::new(1_700_000_000_000, 7).to_string();
+        let group = dir.join("memory/plimsoll").join(&id);
+        std::fs::create_dir_all(group.join("inner")).unwrap();
+        std::fs::create_dir_all(dir.join("pids/plimsoll").join(&id)).unwrap();
+        std::fs::write(group.join("inner/cgroup.procs"), "99999999\n").unwrap();
+        let parents = [dir.join("memory/plimsoll"), dir.join("pids/plimsoll")];
+        let mut left = left_groups(&parents, &[], &Table::default());
+        left.retain(|left| left.what.contains(&id));
+        let live = left_groups(&parents, std::slice::from_ref(&id), &Table::default());
+        std::fs::remove_dir_all(&dir).unwrap();
+        let groups = vec![group.join("inner"), group.clone(), dir.join("pids/plimsoll").join(&id)];
+        let what = group.display().to_string();
+        assert_eq!(left, [Leftover { what, pids: vec![99_999_999], groups, registered: false }]);
+        assert!(!live.iter().any(|left| left.what.contains(&id)), "{live:?}");
+    }
 
     #[test]
     fn this_machine() {

@@ -1,5 +1,7 @@
 //! Starting processes: the keeper by a plain fork, the root of a tree inside its group from its first instruction.
 
+mod interpreter;
+
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -160,6 +162,9 @@ pub enum SpawnError {
     /// A step of our own preparation failed; nothing was started.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The program is there, and what it is to be run by is not.
+    #[error("its interpreter {} is not there", .0.display())]
+    Interpreter(PathBuf),
     /// The child could not take this step.
     #[error("{step}: {source}")]
     Step {
@@ -278,7 +283,18 @@ impl Launch<'_> {
             5 => Step::Stdio,
             _ => Step::Exec,
         };
+        if step == Step::Exec
+            && errno == libc::ENOENT
+            && let Some(missing) = self.missing_interpreter(&candidates)
+        {
+            return Err(SpawnError::Interpreter(missing));
+        }
         Err(SpawnError::Step { step, source: io::Error::from_raw_os_error(errno) })
+    }
+
+    fn missing_interpreter(&self, candidates: &[CString]) -> Option<PathBuf> {
+        let dir = self.workdir.unwrap_or(std::path::Path::new("."));
+        candidates.iter().find_map(|file| interpreter::missing(OsStr::from_bytes(file.as_bytes()).as_ref(), dir))
     }
 
     /// Paths to try, in order: the command itself when it has a slash, else along PATH of the new environment.

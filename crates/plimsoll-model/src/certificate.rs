@@ -176,7 +176,8 @@ pub struct Memory {
     pub limit_bytes: Option<u64>,
     /// The most that was seen, bytes.
     pub peak_bytes: u64,
-    /// Swap allowed, bytes; null is unlimited.
+    /// Swap allowed beside the line, bytes; null where no limit of swap alone is in force: it is unlimited, not counted, or
+    /// (watchdog) what is swapped counts towards the line.
     pub swap_limit_bytes: Option<u64>,
     /// Robust slope over the last minute, bytes a second.
     pub growth_bytes_per_s: i64,

@@ -141,6 +141,8 @@ pub struct PassedOn {
 pub struct Ending {
     /// How the root ended.
     pub exit: RootExit,
+    /// The interpreter or loader that the program asked for, when it was never executed for want of it.
+    pub interpreter: Option<String>,
     /// Our own decision, when it was one.
     pub decision: Option<Decision>,
     /// Members that we killed before the end.

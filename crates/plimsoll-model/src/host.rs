@@ -176,10 +176,14 @@ pub struct ProcessFact {
 /// Something that a former Plimsoll left behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftover {
-    /// A group's directory, a registered run's file, or a process that carries a run's id.
+    /// A group's directory, a registered run, or the id that processes carry.
     pub what: String,
     /// Processes alive in it.
-    pub processes: u32,
+    pub pids: Vec<i32>,
+    /// Its groups' directories, those that have to be removed first before the others.
+    pub groups: Vec<PathBuf>,
+    /// The registry knows the run, so that any verb sweeps it.
+    pub registered: bool,
 }
 
 /// Space on a disk, in bytes.

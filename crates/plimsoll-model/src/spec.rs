@@ -19,7 +19,7 @@ pub struct Limits {
     pub cpu_micros: Option<u64>,
     /// Processes and threads (`--pids-limit`).
     pub pids: Option<u64>,
-    /// -1000 to 1000, added to the badness of every process of the tree (`--oom-score-adj`).
+    /// -999 to 1000, added to the badness of every process of the tree (`--oom-score-adj`).
     pub oom_score_adj: Option<i16>,
 }
 

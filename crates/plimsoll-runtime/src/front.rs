@@ -86,6 +86,8 @@ pub(crate) struct Prepared<'a> {
     pub(crate) kmsg: Option<Kmsg>,
     pub(crate) host_oom_kills: Option<u64>,
     pub(crate) report: Option<File>,
+    /// Files that were made for this run.
+    pub(crate) made: Vec<PathBuf>,
     pub(crate) output: Option<Plan>,
     pub(crate) mask: SignalSet,
     pub(crate) job: Job,
@@ -98,14 +100,28 @@ pub(crate) struct Prepared<'a> {
 /// [`RunError`] when nothing was started; a command that cannot be executed is an end like others, with code 126 or
 /// 127.
 pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<Ended, RunError> {
+    let mut made = Vec::new();
+    let ended = start_and_wait(spec, found, options, &mut made);
+    if ended.is_err() {
+        unmake(&made);
+    }
+    ended
+}
+
+fn start_and_wait(
+    spec: &RunSpec,
+    found: &Found,
+    options: &RunOptions<'_>,
+    made: &mut Vec<PathBuf>,
+) -> Result<Ended, RunError> {
     // Blocked before anything is made: from here on a signal waits until somebody can act on it.
     let passed_on = SignalSet::passed_on();
     let mask = passed_on.block()?;
     SignalSet::of(&[libc_sigchld()]).block()?;
     spawn::become_subreaper()?;
 
-    let report = options.report.as_deref().map(create_report).transpose()?;
-    let output = plan_output(spec)?;
+    let report = options.report.as_deref().map(|path| open_report(path, made)).transpose()?;
+    let output = plan_output(spec, made)?;
     let (now, wall) = (clock::Instant::now(), clock::wall());
     let mut random = [0; 4];
     let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
@@ -119,7 +135,7 @@ pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<En
         boot_id: boot_id(),
         started_at: wall,
         memory_limit_bytes: spec.limits.memory,
-        swap_limit_bytes: swap_limit(spec),
+        swap_limit_bytes: swap_limit(spec, found),
         groups,
         parents,
         schema: plimsoll_store::registry::SCHEMA.to_owned(),
@@ -149,6 +165,7 @@ pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<En
         kmsg: Kmsg::open_at_end(),
         host_oom_kills: host_oom_kills(),
         report,
+        made: made.clone(),
         mask,
         job: match output {
             // A terminal of its own makes it a session of its own; the keeper opens it.
@@ -178,10 +195,12 @@ pub fn run(spec: &RunSpec, found: &Found, options: &RunOptions<'_>) -> Result<En
 }
 
 /// What has to be seen of the streams, for the options that were given.
-fn plan_output(spec: &RunSpec) -> Result<Plan, RunError> {
+fn plan_output(spec: &RunSpec, made: &mut Vec<PathBuf>) -> Result<Plan, RunError> {
     let idle = spec.idle_timeout.is_some();
     if let Some(log) = &spec.log {
+        let there = log.file.exists();
         let open = RotatingLog::open(log).map_err(|source| RunError::Log { path: log.file.clone(), source })?;
+        note_made(there, &log.file, made);
         return Ok(Plan::Log { log: open, overflow: log.overflow, stdin: idle });
     }
     let terminal = rustix::termios::isatty(rustix::stdio::stdin()) && rustix::termios::isatty(rustix::stdio::stdout());
@@ -196,13 +215,31 @@ fn libc_sigchld() -> i32 {
     rustix::process::Signal::CHILD.as_raw()
 }
 
-fn create_report(path: &Path) -> Result<File, RunError> {
-    File::create(path).map_err(|source| RunError::Report { path: path.to_owned(), source })
+/// What stands in it stays until there is a certificate to take its place: the run may yet be refused.
+fn open_report(path: &Path, made: &mut Vec<PathBuf>) -> Result<File, RunError> {
+    let there = path.exists();
+    let open = File::options().write(true).create(true).truncate(false).open(path);
+    let open = open.map_err(|source| RunError::Report { path: path.to_owned(), source })?;
+    note_made(there, path, made);
+    Ok(open)
 }
 
-/// Swap that the tree may use: the total less the RAM.
-pub(crate) fn swap_limit(spec: &RunSpec) -> Option<u64> {
-    Some(spec.limits.memory_swap? - spec.limits.memory?)
+fn note_made(there: bool, path: &Path, made: &mut Vec<PathBuf>) {
+    // By its own name: what is removed is the file, and not a link to it.
+    made.extend(path.canonicalize().ok().filter(|_| !there));
+}
+
+/// Removes what was made for a run that was not started; nothing stands in it yet.
+pub(crate) fn unmake(made: &[PathBuf]) {
+    for path in made.iter().filter(|path| path.metadata().is_ok_and(|file| file.is_file() && file.len() == 0)) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Swap that the tree may use, where that is in force: the total less the RAM. Without a group, or without swap accounting,
+/// nothing keeps a tree out of swap.
+pub(crate) fn swap_limit(spec: &RunSpec, found: &Found) -> Option<u64> {
+    Some(spec.limits.memory_swap? - spec.limits.memory?).filter(|_| found.swap_accounting)
 }
 
 /// This boot's id: pids of another boot mean nothing.
@@ -288,4 +325,52 @@ fn keeper_lost(prepared: Prepared<'_>, keeper: i32) -> Ended {
     let mut keeper = Keeper::heir(prepared);
     let (_, explained) = keeper.finish(RootExit::Unknown, Some(Decision::Bereft(reason)));
     Ended { code: 125, text: text + &explained }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use plimsoll_kernel::cgroup::probe;
+    use plimsoll_model::Limits;
+    use plimsoll_model::spec::BoundaryChoice;
+
+    #[test]
+    fn a_run_that_is_refused_leaves_files_as_they_were() {
+        let dir = std::env::temp_dir().join(format!("plimsoll-unmade-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let [old, new, link] = ["old", "new", "link"].map(|name| dir.join(name));
+        std::fs::write(&old, "old").unwrap();
+        std::os::unix::fs::symlink("new", &link).unwrap();
+        let mut made = Vec::new();
+        for path in [&old, &link] {
+            open_report(path, &mut made).unwrap();
+        }
+        assert!(new.exists());
+        unmake(&made);
+        assert!(!new.exists() && link.is_symlink(), "what was made goes");
+        assert_eq!(std::fs::read(&old).unwrap(), b"old", "and what was there stays");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn swap_is_limited_where_a_kernel_counts_it() {
+        let limits = Limits { memory: Some(64 << 20), memory_swap: Some(96 << 20), ..Limits::default() };
+        let spec = RunSpec {
+            name: "x".into(),
+            command: vec!["x".into()],
+            env: Vec::new(),
+            workdir: None,
+            limits,
+            on_limit: plimsoll_model::OnLimit::Tree,
+            boundary: BoundaryChoice::Watchdog,
+            stop_timeout: std::time::Duration::ZERO,
+            timeout: None,
+            idle_timeout: None,
+            log: None,
+        };
+        let watchdog = probe(BoundaryChoice::Watchdog, None).unwrap();
+        assert_eq!(swap_limit(&spec, &watchdog), None);
+        let counted = Found { swap_accounting: true, ..watchdog };
+        assert_eq!(swap_limit(&spec, &counted), Some(32 << 20));
+    }
 }

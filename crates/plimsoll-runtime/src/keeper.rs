@@ -33,7 +33,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use crate::channel::{End, Message};
-use crate::front::{Prepared, host_oom_kills, swap_limit};
+use crate::front::{Prepared, host_oom_kills, swap_limit, unmake};
 use crate::log::LogReport;
 use crate::relay::{Plan, Relay};
 
@@ -80,7 +80,7 @@ const PIDS_KEPT: usize = 64;
 const MEASURE_AT_MOST: u64 = 1 << 30;
 
 /// The variable by which a tree's members can be told when all else is lost.
-pub(crate) const TAG: &str = "PLIMSOLL_ID";
+pub const TAG: &str = "PLIMSOLL_ID";
 
 /// Keeps one tree.
 pub(crate) struct Keeper<'a> {
@@ -93,6 +93,8 @@ pub(crate) struct Keeper<'a> {
     history: History,
     started: Instant,
     root: Option<Process>,
+    /// What the program is to be run by, when that is not there.
+    interpreter: Option<String>,
     /// Members as last listed, largest first.
     members: Vec<Member>,
     largest: Vec<Largest>,
@@ -161,6 +163,7 @@ impl<'a> Keeper<'a> {
             history: History::new(),
             started: Instant::now(),
             root: None,
+            interpreter: None,
             members: Vec::new(),
             largest: Vec::new(),
             lost: Vec::new(),
@@ -195,8 +198,16 @@ impl<'a> Keeper<'a> {
         };
         let finish = match self.start() {
             Ok(()) => self.watch(&child_ends, oom_events.as_ref(), crossings.as_ref()),
+            Err(SpawnError::Interpreter(missing)) => {
+                self.interpreter = Some(missing.display().to_string());
+                Finish { exit: RootExit::NotStarted { errno: rustix::io::Errno::NOENT.raw_os_error() }, decision: None }
+            }
             Err(SpawnError::Step { step: Step::Exec | Step::Workdir, source }) => {
                 Finish { exit: RootExit::NotStarted { errno: source.raw_os_error().unwrap_or(0) }, decision: None }
+            }
+            Err(SpawnError::Step { step: Step::OomScore, source }) => {
+                let value = self.prepared.spec.limits.oom_score_adj.unwrap_or_default();
+                return self.refuse(&oom_score_words(value, &source));
             }
             Err(error) => return self.refuse(&error.to_string()),
         };
@@ -214,6 +225,7 @@ impl<'a> Keeper<'a> {
         let _ = self.prepared.boundary.remove();
         let text = format!("plimsoll: error: {}: {why}\n", self.prepared.spec.name);
         let _ = self.prepared.registration.remove();
+        unmake(&self.prepared.made);
         if let Some(front) = &self.front {
             front.say(&Message::Over { code: 125, text });
         }
@@ -550,7 +562,7 @@ impl<'a> Keeper<'a> {
 
     /// Whether the tree may go on in swap when its RAM is full.
     fn may_swap(&self) -> bool {
-        swap_limit(self.prepared.spec).is_none_or(|swap| swap > 0)
+        swap_limit(self.prepared.spec, self.prepared.found).is_none_or(|swap| swap > 0)
     }
 
     /// The kernel will not end it: we do, the largest below the root first where that was asked for.
@@ -799,6 +811,11 @@ impl Keeper<'_> {
         if let Some(mut report) = self.prepared.report.take() {
             let written = serde_json::to_vec_pretty(&certificate)
                 .map_err(std::io::Error::from)
+                .and_then(|json| {
+                    // A pipe or a device has nothing to be cut.
+                    report.set_len(0).or_else(|cut| if report.metadata()?.is_file() { Err(cut) } else { Ok(()) })?;
+                    Ok(json)
+                })
                 .and_then(|json| report.write_all(&json).and_then(|()| report.write_all(b"\n")));
             if let Err(error) = written {
                 complain(format!("the report is not written: {error}"));
@@ -861,6 +878,7 @@ impl Keeper<'_> {
         }
         Ending {
             exit,
+            interpreter: self.interpreter.clone(),
             decision,
             victims: std::mem::take(&mut self.victims),
             passed_on: self.passed_on,
@@ -906,7 +924,7 @@ impl Keeper<'_> {
             memory: Memory {
                 limit_bytes: spec.limits.memory,
                 peak_bytes: peak,
-                swap_limit_bytes: swap_limit(spec),
+                swap_limit_bytes: swap_limit(spec, self.prepared.found),
                 growth_bytes_per_s: self.history.growth(),
                 largest: self.largest.clone(),
                 last_minute: self.history.last_minute(),
@@ -962,6 +980,16 @@ pub(crate) fn kill_tagged(id: &str, mut reap: impl FnMut()) -> Vec<i32> {
         reap();
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Why a score was refused, and what is not.
+fn oom_score_words(value: i16, source: &std::io::Error) -> String {
+    let ours = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    let most = ours.trim().parse::<i16>().map_or_else(|_| "a higher one".to_owned(), |ours| format!("{ours} or more"));
+    format!(
+        "--oom-score-adj {value}: {source}: raising it needs no privilege, lowering it does\n  help: choose {most}, or run \
+         as root (CAP_SYS_RESOURCE)"
+    )
 }
 
 /// Those of the largest that are no longer there, or have lost most of what they held, as one who is being killed has.

@@ -14,4 +14,5 @@ pub mod relay;
 pub mod sweep;
 
 pub use front::{Ended, RunError, RunOptions, run};
+pub use keeper::TAG;
 pub use sweep::{Swept, sweep};

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -377,29 +377,51 @@ fn renew(dir: &Path, path: &Path, doubted: bool, notices: &mut Vec<Notice>) -> R
         set_aside(path, "corrupt").map_err(|source| file("set aside", &beside(path, "-wal"), source))?;
     }
     let new = dir.join(format!("{FILE_NAME}.new"));
-    for leftover in [new.clone(), beside(&new, "-wal"), beside(&new, "-shm"), beside(&new, "-journal")] {
-        match std::fs::remove_file(&leftover) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(file("remove", &leftover, error)),
+    remove(&new)?;
+    if let Err(error) = fill(&new, path) {
+        // A full disk, most likely: what is half made takes its room and is of no use.
+        let _ = remove(&new);
+        return Err(error);
+    }
+    match look(path, BUSY_TIMEOUT)? {
+        Look::Good(connection) => Ok(connection),
+        _ => Err(file("use the new", path, io::Error::from(io::ErrorKind::InvalidData))),
+    }
+}
+
+/// Removes a database that is no longer, or not yet, in use, with the files that belong to it.
+fn remove(path: &Path) -> Result<(), CertificateError> {
+    for one in ["", "-wal", "-shm", "-journal"].map(|suffix| beside(path, suffix)) {
+        match std::fs::remove_file(&one) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(CertificateError::File { action: "remove", path: one, source });
+            }
             _ => {}
         }
     }
+    Ok(())
+}
+
+/// Makes an empty history as `new` and renames it to `path`.
+fn fill(new: &Path, path: &Path) -> Result<(), CertificateError> {
+    let file = |action, source| CertificateError::File { action, path: new.to_owned(), source };
+    // Commands stand in it, so it is ours alone from its first byte on. The log's files take their permissions from it.
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(new)
+        .map_err(|source| file("make", source))?;
     let failed = |source| CertificateError::Database { action: "make", path: path.to_owned(), source };
-    let connection = Connection::open(&new).map_err(failed)?;
+    let connection = Connection::open(new).map_err(failed)?;
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(failed)?;
     debug_assert_eq!(mode, "wal");
     connection
         .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))
         .map_err(failed)?;
-    // Commands stand in it. The log's files take their permissions from it.
-    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))
-        .map_err(|source| file("protect", &new, source))?;
     // Closing the only connection folds the log into the file and removes it.
     connection.close().map_err(|(_, source)| failed(source))?;
-    std::fs::rename(&new, path).map_err(|source| file("rename", &new, source))?;
-    match look(path, BUSY_TIMEOUT)? {
-        Look::Good(connection) => Ok(connection),
-        _ => Err(file("use the new", path, io::Error::from(io::ErrorKind::InvalidData))),
-    }
+    std::fs::rename(new, path).map_err(|source| file("rename", source))
 }
 
 fn is_sound(connection: &Connection) -> bool {
@@ -438,6 +460,7 @@ pub(crate) mod tests {
     use plimsoll_model::certificate::{self, Exit, Memory, Tree};
     use plimsoll_model::{Boundary, Cause, Confidence, Evidence, RunId};
     use proptest::prelude::*;
+    use std::os::unix::fs::MetadataExt;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     /// A directory of a test's own, removed when it ends.
@@ -522,7 +545,7 @@ pub(crate) mod tests {
         assert_eq!(store.list_of("web", 9).unwrap(), [all[3].clone(), all[1].clone()]);
         assert_eq!(store.names().unwrap(), ["api", "web"]);
         for name in names_in(dir.path()) {
-            let mode = std::fs::metadata(dir.path().join(&name)).unwrap().permissions().mode();
+            let mode = std::fs::metadata(dir.path().join(&name)).unwrap().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         assert!(store.notices().is_empty());

@@ -54,7 +54,7 @@ pub enum PathsError {
         /// What stands there.
         path: PathBuf,
     },
-    /// Strangers could write into it, and what is read there decides what is killed.
+    /// Others could write into it: what is read there decides what is killed, or is believed about why it was.
     #[error("the directory {path} belongs to user {owner} with mode {mode:o}: others could write there")]
     Unsafe {
         /// The directory.
@@ -70,7 +70,8 @@ impl PathsError {
     /// What the user can do about it.
     #[must_use]
     pub fn help(&self) -> &'static str {
-        "set PLIMSOLL_STATE_DIR and PLIMSOLL_RUNTIME_DIR to directories of your own that only you can write to"
+        "chmod go-w takes the right to write from others where the directory is yours; else set PLIMSOLL_STATE_DIR and \
+         PLIMSOLL_RUNTIME_DIR to directories of your own that only you can write to"
     }
 }
 
@@ -139,13 +140,23 @@ impl Paths {
         self.runtime.join("control.sock")
     }
 
-    /// The state directory, made (0700) where it is missing.
+    /// The state directory, made (0700) where it is missing. It has to be ours alone: who can write there can put another
+    /// history in the place of ours.
     ///
     /// # Errors
-    /// It cannot be made, or is no directory.
+    /// It cannot be made, is no directory, or others could write there.
     pub fn make_state(&self) -> Result<&Path, PathsError> {
         make(&self.state)?;
+        self.check_state()?;
         Ok(&self.state)
+    }
+
+    /// Whether the state directory is there and ours alone; `false` when there is none.
+    ///
+    /// # Errors
+    /// It is no directory, or others could write there.
+    pub fn check_state(&self) -> Result<bool, PathsError> {
+        self.check(&self.state)
     }
 
     /// The runtime directory, made (0700) where it is missing. What stands in it decides what is killed after a crash, so it
@@ -165,20 +176,23 @@ impl Paths {
     /// # Errors
     /// It is no directory, or others could write there.
     pub fn check_runtime(&self) -> Result<bool, PathsError> {
-        let path = self.runtime.as_path();
+        self.check(&self.runtime)
+    }
+
+    fn check(&self, path: &Path) -> Result<bool, PathsError> {
         // Not following a link: under /tmp a stranger could have put one there.
         let found = match std::fs::symlink_metadata(path) {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(source) => return Err(PathsError::Io { path: path.to_owned(), source }),
         };
-        let found = if found.is_symlink() && found.uid() == self.uid {
+        let found = if found.is_symlink() && [0, self.uid].contains(&found.uid()) {
             std::fs::metadata(path).map_err(|source| PathsError::Io { path: path.to_owned(), source })?
         } else {
             found
         };
         let mode = found.mode() & 0o7777;
-        match (found.is_dir(), found.uid() == self.uid && mode & 0o002 == 0) {
+        match (found.is_dir(), found.uid() == self.uid && mode & 0o022 == 0) {
             (false, _) => Err(PathsError::NoDirectory { path: path.to_owned() }),
             (true, false) => Err(PathsError::Unsafe { path: path.to_owned(), owner: found.uid(), mode }),
             (true, true) => Ok(true),
@@ -267,6 +281,16 @@ mod tests {
 
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(paths.make_runtime(), Err(PathsError::Unsafe { mode: 0o777, .. })));
+        // Whoever shares the group is one of the others.
+        for dir in [paths.runtime(), paths.state()] {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o770)).unwrap();
+        }
+        assert!(matches!(paths.make_runtime(), Err(PathsError::Unsafe { mode: 0o770, .. })));
+        assert!(matches!(paths.make_state(), Err(PathsError::Unsafe { mode: 0o770, .. })));
+        for dir in [paths.runtime(), paths.state()] {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        assert!(paths.make_runtime().is_ok() && paths.make_state().is_ok());
 
         std::fs::write(temp.path().join("file"), "").unwrap();
         let file = at(&temp.path().join("file"));

@@ -53,7 +53,7 @@ pub struct RunningTree {
     pub started_at: jiff::Timestamp,
     /// The line, bytes; `None` is unlimited.
     pub memory_limit_bytes: Option<u64>,
-    /// Swap allowed, bytes; `None` is unlimited.
+    /// Swap allowed beside the line, bytes; `None` where no limit of it is in force.
     pub swap_limit_bytes: Option<u64>,
     /// Groups made for it: absolute directories, to be emptied and removed.
     pub groups: Vec<PathBuf>,

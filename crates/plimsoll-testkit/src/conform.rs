@@ -72,6 +72,7 @@ const CASES: &[Case] = cases![
     bad_input_starts_nothing,
     what_the_tier_cannot_do_is_refused,
     a_named_parent_that_is_not_there,
+    limits_of_a_named_parent,
     many_at_once,
 ];
 
@@ -192,7 +193,9 @@ fn memory_swap(bench: &Bench) -> Check {
     // Equal to memory: no swap, so the line is met although there may be swap.
     let outcome = bench.run(&["-m", "48m", "--memory-swap", "48m"], &["@hog", "--bytes", "120m"]);
     ended(&outcome, 137, "memory_limit")?;
-    ensure!(outcome.report["memory"]["swap_limit_bytes"] == 0, "{}", outcome.report);
+    // Without a group nothing keeps the tree out of swap: it counts towards the line instead.
+    let swap = if bench.tier == Tier::Watchdog { Value::Null } else { 0.into() };
+    ensure!(outcome.report["memory"]["swap_limit_bytes"] == swap, "{}", outcome.report);
     let more = bench.run(&["-m", "48m", "--memory-swap", "160m"], &["@hog", "--bytes", "100m"]);
     if bench.tier == Tier::Watchdog {
         return refused(&more, &["--memory-swap", "watchdog"]);
@@ -381,7 +384,7 @@ fn report_has_the_contracts_shape(bench: &Bench) -> Check {
         ("/evidence/0/detail", "string"),
         ("/memory/limit_bytes", "number"),
         ("/memory/peak_bytes", "number"),
-        ("/memory/swap_limit_bytes", "number"),
+        ("/memory/swap_limit_bytes", if bench.tier == Tier::Watchdog { "null" } else { "number" }),
         ("/memory/growth_bytes_per_s", "number"),
         ("/memory/largest", "array"),
         ("/tree/peak_processes", "number"),
@@ -669,7 +672,8 @@ fn a_record_that_is_torn(bench: &Bench) -> Check {
 fn a_run_within_a_run(bench: &Bench) -> Check {
     let plimsoll = bench.plimsoll.display().to_string();
     let me = me().display().to_string();
-    let inner = [&plimsoll, "run", "--quiet", "-m", "150m", "--", &me, "work", "hog", "--bytes", "140m"];
+    // Of the outer line alone: where it is a group's, a line above it would be refused.
+    let inner = [&plimsoll, "run", "--quiet", "--", &me, "work", "hog", "--bytes", "140m"];
     let outcome = bench.run(&["-m", "64m"], &inner);
     // Where a group cannot be divided (v2), the inner one watches, and goes before the outer line is met.
     let cause = if bench.tier == Tier::Cgroup2 { "failed" } else { "memory_limit" };
@@ -776,7 +780,8 @@ fn what_the_tier_cannot_do_is_refused(bench: &Bench) -> Check {
 /// One JSON object an option: whether it is in force on this tier, or refused.
 fn table(options: &Options) -> ExitCode {
     let bench = Bench::new(options, "table");
-    let more: [(&str, &[&str]); 9] = [
+    let more: [(&str, &[&str]); 10] = [
+        ("--memory-swap equal to --memory", &["--memory-swap", "64m", "-m", "64m"]),
         ("--on-limit largest", &["--on-limit", "largest", "-m", "64m"]),
         ("--timeout", &["--timeout", "60s"]),
         ("--idle-timeout", &["--idle-timeout", "60s"]),
@@ -787,8 +792,13 @@ fn table(options: &Options) -> ExitCode {
         ("--workdir", &["-w", "/"]),
         ("--name", &["--name", "x"]),
     ];
+    // Its total may be the line itself on any tier; above it is what has to be enforced.
+    let shown = |option: &str| match option {
+        "--memory-swap" => "--memory-swap above --memory".to_owned(),
+        option => option.to_owned(),
+    };
     let mut rows: Vec<(String, Outcome)> =
-        OPTIONS.iter().map(|(option, value)| ((*option).to_owned(), try_option(&bench, option, value))).collect();
+        OPTIONS.iter().map(|(option, value)| (shown(option), try_option(&bench, option, value))).collect();
     rows.extend(more.iter().map(|(name, options)| ((*name).to_owned(), bench.run(options, &["true"]))));
     let mut broken = false;
     for (option, outcome) in rows {
@@ -815,6 +825,55 @@ fn a_named_parent_that_is_not_there(bench: &Bench) -> Check {
     named.parent = Some("/plimsoll-no-such-parent".into());
     refused(&named.run(&[], &["echo", "it ran"]), &["plimsoll-no-such-parent"])?;
     ensure!(groups_of_plimsoll(Some("plimsoll-no-such-parent")).is_empty(), "it made the parent");
+    Ok(())
+}
+
+/// What is above the parent's own limits is refused in the option's words, and nothing is started or left behind.
+fn limits_of_a_named_parent(bench: &Bench) -> Check {
+    if bench.tier == Tier::Watchdog {
+        return Ok(());
+    }
+    let name = format!("plimsoll-test-{}", std::process::id());
+    let mounts = plimsoll_kernel::procfs::parse_mountinfo(&std::fs::read("/proc/self/mountinfo").unwrap_or_default());
+    let dirs: Vec<_> = mounts
+        .into_iter()
+        .map(|mount| mount.mount_point.join(&name))
+        .filter(|dir| std::fs::create_dir(dir).is_ok())
+        .collect();
+    if dirs.is_empty() {
+        // An ordinary user, to whom no place for it was given.
+        return Ok(());
+    }
+    for (file, limit) in
+        [("memory.limit_in_bytes", "104857600"), ("memory.max", "104857600"), ("cpu.cfs_quota_us", "50000")]
+    {
+        for dir in dirs.iter().filter(|dir| dir.join(file).exists()) {
+            std::fs::write(dir.join(file), limit).map_err(|error| format!("{file}: {error}"))?;
+        }
+    }
+    let mut named = Bench::new_in(bench);
+    named.parent = Some(format!("/{name}"));
+    let checked = refused_above_the_parent(&named);
+    for dir in &dirs {
+        std::fs::remove_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    }
+    checked
+}
+
+fn refused_above_the_parent(named: &Bench) -> Check {
+    refused(&named.run(&["-m", "1g"], &["echo", "it ran"]), &["--memory 1 GiB", "100 MiB"])?;
+    ended(&named.run(&["-m", "64m"], &["true"]), 0, "exited")?;
+    if named.tier == Tier::Cgroup1 {
+        let (report, log) = (named.dir.join("old-report"), named.dir.join("no-log"));
+        std::fs::write(&report, "old").map_err(|error| error.to_string())?;
+        let files = ["--report", &report.display().to_string(), "--log-file", &log.display().to_string()];
+        let outcome = named.run(&[&["--cpus", "1"], &files[..]].concat(), &["echo", "it ran"]);
+        refused(&outcome, &["--cpus 1", "gives 0.5", "at most 0.5"])?;
+        ensure!(std::fs::read(&report).is_ok_and(|text| text == b"old"), "the old report is gone");
+        ensure!(!log.exists(), "an empty log is left");
+        ended(&named.run(&["--cpus", "0.5"], &["true"]), 0, "exited")?;
+    }
+    ensure!(named.leftovers().is_empty(), "left: {:?}", named.leftovers());
     Ok(())
 }
 

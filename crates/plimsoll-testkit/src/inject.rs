@@ -146,7 +146,8 @@ fn inject(options: &Options, truth: Truth, random: &mut Random, parent: Option<&
         Truth::MemoryLimitParent => {
             bench.parent = parent.map(|parent| parent.name.clone());
             match random.below(2) {
-                0 => run(&bench, &["-m", "200m"], &["@hog", "--bytes", "400m"]),
+                // Without a line of its own: one above the parent's is refused.
+                0 => run(&bench, &[], &["@hog", "--bytes", "400m", "--rate", "600m"]),
                 _ => run(&bench, &[], &["@hog", "--bytes", "400m"]),
             }
         }
@@ -209,7 +210,7 @@ fn signalled(
     running.wait()
 }
 
-/// A parent group with a line lower than the trees' own.
+/// A parent group with a line.
 struct Parent {
     name: String,
     dirs: Vec<std::path::PathBuf>,

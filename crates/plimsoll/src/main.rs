@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => verb::run::main(&args, &paths),
         Verb::Explain(args) => verb::explain::main(&args, &paths),
         Verb::Doctor(args) => Ok(verb::doctor::run(&args)),
-        Verb::Health(args) => Ok(verb::health::run(&args)),
+        Verb::Health(args) => verb::health::run(&args),
         Verb::Completions(args) => verb::completions::main(&args),
         Verb::Man(args) => verb::man::main(&args),
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use plimsoll_model::certificate::{Exit, Memory};
 use plimsoll_model::size::Human;
-use plimsoll_model::{Cause, Certificate, Confidence, duration};
+use plimsoll_model::{Boundary, Cause, Certificate, Confidence, duration};
 
 const WIDTH: usize = 80;
 
@@ -76,7 +76,7 @@ pub(crate) fn full(certificate: &Certificate) -> String {
     }
 
     heading(&mut text, "Memory");
-    memory(&mut text, &certificate.memory);
+    memory(&mut text, &certificate.memory, certificate.boundary);
     if !certificate.memory.largest.is_empty() {
         heading(&mut text, "Largest processes at the end");
         line(&mut text, "      PID      MEMORY  DEPTH  COMMAND");
@@ -170,7 +170,7 @@ fn sentence(certificate: &Certificate) -> String {
     format!("The tree {}. {how_sure}", what.trim_end_matches(','))
 }
 
-fn memory(text: &mut String, memory: &Memory) {
+fn memory(text: &mut String, memory: &Memory, boundary: Boundary) {
     let share = |bytes: u64, of: u64| format!("{:.0} %", bytes as f64 * 100.0 / of.max(1) as f64);
     match memory.limit_bytes {
         Some(limit) => {
@@ -189,6 +189,7 @@ fn memory(text: &mut String, memory: &Memory) {
     let swap = match memory.swap_limit_bytes {
         Some(0) => "none".to_owned(),
         Some(limit) => format!("at most {}", Human(limit)),
+        None if boundary == Boundary::Watchdog && memory.limit_bytes.is_some() => "counts towards the line".to_owned(),
         None => "not limited".to_owned(),
     };
     field(text, "swap", &swap);
@@ -333,7 +334,7 @@ fn wrapped(text: &mut String, indent: &str, words: &str) {
 pub(crate) mod tests {
     use super::*;
     use plimsoll_model::certificate::{self, Largest, Tree};
-    use plimsoll_model::{Boundary, Evidence, RunId, Sample};
+    use plimsoll_model::{Evidence, RunId, Sample};
     use proptest::prelude::*;
 
     pub(crate) fn killed_at_its_line() -> Certificate {

@@ -136,7 +136,147 @@ fn explain_says_what_is_near_when_it_finds_nothing() {
     refused(&["crawlr"], &["`crawlr`", "names like it: crawler", "--list"]);
     refused(&["--list", "apo"], &["`apo`", "api"]);
     refused(&["zebra"], &["no certificate of `zebra`"]);
+    let empty = output_with(&dir.0, PLIMSOLL, &["explain", ""]);
+    assert_eq!(empty.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&empty.stderr).contains("the name is empty"));
     refused(&[&made[0].id.as_str()[..12]], &["the beginning of 3 ids", made[1].id.as_str()]);
+    let mut store = CertificateStore::open(&dir.0).unwrap();
+    for n in 4..20 {
+        store.insert(&Certificate { id: RunId::new(1_700_000_000_000, n), ..made[0].clone() }).unwrap();
+    }
+    refused(&[&made[0].id.as_str()[..12]], &["the beginning of at least 10 ids"]);
+}
+
+/// Directories in which runs really are started, on the tier that is everywhere.
+struct Place(TempDir);
+
+#[expect(clippy::unwrap_used, reason = "test code")]
+impl Place {
+    fn new(what: &str) -> Self {
+        let dir = TempDir(std::env::temp_dir().join(format!("plimsoll-run-{what}-{}", std::process::id())));
+        std::fs::create_dir_all(&dir.0).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.0.join(name)
+    }
+
+    fn names(&self, dir: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path(dir)).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// `$PLIMSOLL` in a shell: its exit code and what it said.
+    #[expect(clippy::disallowed_methods, reason = "a user's shell, from outside")]
+    fn shell(&self, script: &str) -> (Option<i32>, String) {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script]).current_dir(&self.0.0).env("PLIMSOLL", PLIMSOLL);
+        command.env("PLIMSOLL_STATE_DIR", self.path("state")).env("PLIMSOLL_RUNTIME_DIR", self.path("run"));
+        let output = command.env_remove("PLIMSOLL_ID").output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    }
+}
+
+#[test]
+fn of_several_values_of_a_variable_the_child_gets_the_last() {
+    let place = Place::new("env");
+    let run = "$PLIMSOLL run --boundary watchdog -e A=1 -e A=2 -- cat /proc/self/environ";
+    let script = &format!("{run} | tr '\\0' '\\n' | grep '^A='");
+    assert_eq!(place.shell(script), (Some(0), "A=2\n".to_owned()));
+}
+
+#[test]
+fn a_refused_run_leaves_no_file_and_keeps_the_old_one() {
+    let place = Place::new("refused");
+    // The registry cannot be written, which shows only when the files are open.
+    std::fs::create_dir_all(place.path("run")).unwrap();
+    std::fs::write(place.path("run/runs"), "in the way").unwrap();
+    std::fs::write(place.path("rep.json"), "old").unwrap();
+    let (code, said) =
+        place.shell("chmod 700 run; $PLIMSOLL run --boundary watchdog --report rep.json --log-file lg -- echo it ran");
+    assert!(code == Some(125) && !said.contains("it ran\n"), "{said}");
+    assert_eq!(std::fs::read_to_string(place.path("rep.json")).unwrap(), "old");
+    assert!(!place.path("lg").exists());
+
+    // A longer report is replaced whole, through a link also where there is none yet.
+    std::fs::remove_file(place.path("run/runs")).unwrap();
+    std::fs::write(place.path("rep.json"), "x".repeat(100_000)).unwrap();
+    std::os::unix::fs::symlink("behind.json", place.path("link.json")).unwrap();
+    for report in ["rep.json", "link.json"] {
+        let ran = place.shell(&format!("$PLIMSOLL run --boundary watchdog --report {report} -- true"));
+        assert_eq!(ran, (Some(0), String::new()));
+        let text = std::fs::read_to_string(place.path(report)).unwrap();
+        serde_json::from_str::<Certificate>(&text).unwrap();
+    }
+    assert!(place.path("link.json").is_symlink() && place.path("behind.json").is_file());
+}
+
+#[test]
+fn listed_values_stand_nowhere() {
+    let place = Place::new("redact");
+    let script = "PLIMSOLL_REDACT=MYVAR,OURS OURS=inherited77 $PLIMSOLL run --boundary watchdog --report rep -e MYVAR=listedvalue77 \
+                  -- sh -c ': listedvalue77 inherited77; exit 3'; $PLIMSOLL explain --json; cat rep";
+    let (_, said) = place.shell(script);
+    assert!(said.contains(": *** ***; exit 3") && !said.contains("value77") && !said.contains("inherited77"), "{said}");
+}
+
+#[test]
+fn a_missing_interpreter_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new("interpreter");
+    std::fs::write(place.path("script"), "#!/nonexistent/x\n").unwrap();
+    std::fs::set_permissions(place.path("script"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (code, said) = place.shell("$PLIMSOLL run --boundary watchdog -- ./script");
+    assert_eq!(code, Some(127));
+    assert!(said.contains("its interpreter /nonexistent/x is not") && !said.contains("PATH"), "{said}");
+}
+
+#[test]
+fn a_full_disk_leaves_no_half_made_history() {
+    let place = Place::new("full");
+    // No file may be larger than 2 KiB, as if the disk were full: a page of the history is.
+    let script = "trap '' XFSZ; ulimit -f 4; $PLIMSOLL run --boundary watchdog -- true";
+    let (code, said) = place.shell(script);
+    assert!(code == Some(0) && said.contains("the certificate is not stored"), "{said}");
+    assert_eq!(place.names("state"), [""; 0], "{said}");
+    let (code, said) = place.shell("$PLIMSOLL explain");
+    assert!(
+        code == Some(1) && !said.contains("nothing has been run") && said.contains("none has been stored"),
+        "{said}"
+    );
+}
+
+#[test]
+fn directories_that_others_can_write_to_are_refused() {
+    let place = Place::new("modes");
+    for (dir, mode) in [("state", "777"), ("state", "775"), ("run", "770")] {
+        let script = format!("mkdir -p {dir}; chmod {mode} {dir}; $PLIMSOLL run --boundary watchdog -- echo it ran");
+        let (code, said) = place.shell(&script);
+        assert!(code == Some(125) && said.contains(mode) && said.contains("chmod go-w"), "{dir} {mode}: {said}");
+        place.shell(&format!("chmod 700 {dir}"));
+    }
+    assert_eq!(place.shell("$PLIMSOLL run --boundary watchdog -- echo it ran").1, "it ran\n");
+}
+
+#[test]
+fn lowering_the_oom_score_is_named_with_its_remedy() {
+    let place = Place::new("score");
+    // Without the capability, whoever runs the test.
+    let script = "without=; if [ $(id -u) = 0 ]; then command -v setpriv >/dev/null || exit 77; \
+                  without='setpriv --bounding-set -sys_resource --inh-caps -sys_resource'; fi; $without \
+                  $PLIMSOLL run --boundary watchdog --oom-score-adj -5 --report rep -- true";
+    let (code, said) = place.shell(script);
+    if code != Some(77) {
+        assert_eq!(code, Some(125), "{said}");
+        for word in ["--oom-score-adj -5", "lowering it does", "help: choose"] {
+            assert!(said.contains(word), "{said}");
+        }
+        assert!(!place.path("rep").exists());
+    }
 }
 
 #[test]

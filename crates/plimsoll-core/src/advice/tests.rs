@@ -43,6 +43,7 @@ fn certificate(cause: Cause, limit: Option<u64>, peak: u64) -> Certificate {
 fn ending(exit: RootExit) -> Ending {
     Ending {
         exit,
+        interpreter: None,
         decision: None,
         victims: Vec::new(),
         passed_on: None,

@@ -369,13 +369,19 @@ fn orphans() {
 
 #[test]
 fn leftovers() {
-    let left = |processes| {
-        with("leftovers", move |facts| {
-            facts.leftovers = vec![Leftover { what: "/sys/fs/cgroup/plimsoll/x".into(), processes }]
-        })
+    let left = |registered, pids: &[i32]| {
+        let groups = ["/sys/fs/cgroup/plimsoll/x/in", "/sys/fs/cgroup/plimsoll/x"].map(Into::into).to_vec();
+        Leftover { what: "/sys/fs/cgroup/plimsoll/x".into(), pids: pids.to_vec(), groups, registered }
     };
-    expect(&left(0), Status::Warn, "/plimsoll/x", "plimsoll run -- true");
-    expect(&left(2), Status::Fail, "(2 processes)", "plimsoll run -- true");
+    let check = |all: Vec<Leftover>| with("leftovers", |facts| facts.leftovers = all);
+    expect(&check(vec![left(true, &[])]), Status::Warn, "/plimsoll/x", "plimsoll run -- true");
+    expect(&check(vec![left(true, &[7, 8])]), Status::Fail, "(2 processes)", "plimsoll run -- true");
+    // No verb sweeps what no record tells of.
+    let rmdir = "rmdir /sys/fs/cgroup/plimsoll/x/in /sys/fs/cgroup/plimsoll/x";
+    assert_eq!(check(vec![left(false, &[])]).fix, rmdir);
+    assert_eq!(check(vec![left(false, &[8, 7])]).fix, format!("kill -9 7 8; sleep 1; {rmdir}"));
+    let tagged = Leftover { what: "PLIMSOLL_ID=x".into(), groups: Vec::new(), ..left(false, &[9]) };
+    assert_eq!(check(vec![left(true, &[]), tagged]).fix, "plimsoll run -- true; kill -9 9");
 }
 
 #[test]

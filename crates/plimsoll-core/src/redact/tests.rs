@@ -47,6 +47,77 @@ fn secrets_are_hidden() {
 }
 
 #[test]
+fn options_of_programs_are_known() {
+    for (line, shown) in [
+        ("curl -uuser:passw0rd http://x", "curl -uuser:*** http://x"),
+        ("curl -sSuuser:passw0rd http://x", "curl -sSuuser:*** http://x"),
+        ("curl -su user:passw0rd http://x", "curl -su user:*** http://x"),
+        ("curl --user=user:passw0rd http://x", "curl --user=user:*** http://x"),
+        ("curl -b session=X http://x", "curl -b *** http://x"),
+        ("curl --cookie session=X http://x", "curl --cookie *** http://x"),
+        ("sudo -E /usr/bin/curl -uuser:pw x", "sudo -E /usr/bin/curl -uuser:*** x"),
+        ("mysql -uroot -pTopSecret shop", "mysql -uroot -p*** shop"),
+        ("mysqldump -pTopSecret shop", "mysqldump -p*** shop"),
+        ("docker login -u me -p pw reg", "docker login -u me -p *** reg"),
+        ("docker login -ppw reg", "docker login -p*** reg"),
+        ("sshpass -ppw ssh x", "sshpass -p*** ssh x"),
+        ("mongosh -u me -p pw", "mongosh -u me -p ***"),
+        ("unzip -P pw a.zip", "unzip -P *** a.zip"),
+        ("http -a me:pw x", "http -a *** x"),
+        ("tool --auth X --jwt X --pin 1234", "tool --auth *** --jwt *** --pin ***"),
+        ("tool --auth=X", "tool --auth=***"),
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        assert_eq!(command(&words).join(" "), shown, "{line}");
+    }
+    for (text, shown) in [
+        ("cd /x && mysql -pTopSecret shop | cat", "cd /x && mysql -p*** shop | cat"),
+        ("mysql -p'Top Secret' shop", "mysql -p'***' shop"),
+        ("curl -u me:pw http://x; grep -u a:b", "curl -u me:*** http://x; grep -u a:b"),
+        ("docker login -p pw && docker run -p 80:80 x", "docker login -p *** && docker run -p 80:80 x"),
+    ] {
+        assert_eq!(command(&["sh", "-c", text])[2], shown, "{text}");
+    }
+}
+
+#[test]
+fn the_same_letters_of_other_programs_stay() {
+    for line in [
+        "server -p 8080",
+        "server -p8080",
+        "java -pl x",
+        "grep -u a:b",
+        "docker run -p 8080:80 login",
+        "docker run --name mysql -p3306:3306 x",
+        "mysql -p shop",
+        "mysql -P3306 -hprod -uprod",
+        "curl -Ous http://x:80",
+        "curl -o out:x http://x",
+        "curl -b jar http://x",
+        "wget -U agent:1 x",
+        "sort -u a:b",
+        "mkdir -p a/b",
+        "git push --author X",
+        "xauth -b x=y",
+        "tool --auth-type basic",
+        "tool --cookie-jar x",
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        assert_eq!(command(&words).join(" "), line);
+        assert_eq!(command(&["sh", "-c", line])[2], line);
+    }
+}
+
+#[test]
+fn listed_variables_are_hidden() {
+    let env = [("MYVAR", "listedvalue77"), ("N", "1"), ("PIN2", "4711"), ("OTHER", "visible")];
+    assert_eq!(listed_values("MYVAR, N,PIN2,NOT_THERE", env.into_iter()), ["listedvalue77", "4711"]);
+    assert_eq!(listed_values("", env.into_iter()), [""; 0]);
+    let args = ["app".to_owned(), "--key=listedvalue77".to_owned(), "--at=4711".to_owned()];
+    assert_eq!(redact_command(&args, &["listedvalue77".into(), "4711".into()]), ["app", "--key=***", "--at=***"]);
+}
+
+#[test]
 fn commands_are_redacted() {
     assert_eq!(
         command(&["curl", "--token", "abc", "--api-key=xyz", "-v"]),
@@ -152,6 +223,10 @@ fn suspicious() -> impl Strategy<Value = String> {
         "{",
         "}",
         "-u",
+        "-p",
+        "curl",
+        "mysql",
+        "login",
         "a:b",
         "\n",
         "\0",
@@ -166,7 +241,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
     #[test]
     fn never_panics_bounded_and_twice_is_once(
-        program in prop::sample::select(vec!["x", "curl", "redis-cli"]),
+        program in prop::sample::select(vec!["x", "curl", "redis-cli", "mysql", "docker"]),
         args in prop::collection::vec(suspicious(), 0..6),
         secrets in prop::collection::vec(prop_oneof!["[a-z]{6,9}", "[*a=-]{6,8}", suspicious()], 0..3),
     ) {

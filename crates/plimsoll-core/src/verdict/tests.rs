@@ -353,6 +353,7 @@ fn history(seed: u64) -> History {
     let own_kills = machine.count(|(_, victim, _)| *victim != Victim::Neighbour);
     let ending = Ending {
         exit,
+        interpreter: None,
         decision: decided,
         victims: Vec::new(),
         passed_on: None,
@@ -427,6 +428,7 @@ fn causes_are_found_again() {
 fn plain(exit: RootExit) -> Ending {
     Ending {
         exit,
+        interpreter: None,
         decision: None,
         victims: Vec::new(),
         passed_on: None,
@@ -635,7 +637,7 @@ prop_compose! {
         pids in prop::collection::vec(-2i32..6, 0..4),
         unreadable in prop::collection::vec("\\PC{0,8}", 0..3),
     ) -> Ending {
-        Ending { exit, decision, victims, passed_on, own, ancestors, kmsg, host_oom_kill, pids, unreadable }
+        Ending { exit, interpreter: None, decision, victims, passed_on, own, ancestors, kmsg, host_oom_kill, pids, unreadable }
     }
 }
 
@@ -658,4 +660,14 @@ proptest! {
             prop_assert!(!certain);
         }
     }
+}
+
+#[test]
+fn a_missing_interpreter_is_named() {
+    let ending = plain(RootExit::NotStarted { errno: 2 });
+    assert!(verdict(&ending).evidence[0].detail.contains("not found in PATH"));
+    let verdict = verdict(&Ending { interpreter: Some("/nonexistent/x".into()), ..ending });
+    assert_eq!((verdict.cause, verdict.confidence), (Cause::StartFailed, Confidence::Certain));
+    let detail = &verdict.evidence[0].detail;
+    assert!(detail.starts_with("ENOENT: the program is there") && detail.contains("/nonexistent/x"), "{detail}");
 }

@@ -75,6 +75,15 @@ pub fn errno_words(errno: i32) -> String {
     words.to_owned()
 }
 
+/// Why a program was not executed. "No such file" of one that is there means its interpreter.
+#[must_use]
+pub fn not_started(errno: i32, interpreter: Option<&str>) -> String {
+    match interpreter {
+        Some(interpreter) => format!("ENOENT: the program is there, and its interpreter {interpreter} is not"),
+        None => errno_words(errno),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

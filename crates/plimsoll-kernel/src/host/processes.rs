@@ -104,15 +104,24 @@ impl Table {
 
     /// Processes that carry the id of a run of ours that is not alive, one entry a run.
     pub(super) fn left_processes(&self, live: &[String]) -> Vec<Leftover> {
-        let mut found: std::collections::BTreeMap<String, u32> = std::collections::BTreeMap::new();
+        let mut found: std::collections::BTreeMap<String, Vec<i32>> = std::collections::BTreeMap::new();
         for row in self.rows.values().filter(|row| !row.zombie) {
             if let Tag::Ours(id) = tag(row.process.pid)
                 && !live.contains(&id)
             {
-                *found.entry(id).or_default() += 1;
+                found.entry(id).or_default().push(row.process.pid);
             }
         }
-        found.into_iter().map(|(id, processes)| Leftover { what: format!("PLIMSOLL_ID={id}"), processes }).collect()
+        let leftover =
+            |(id, pids)| Leftover { what: format!("PLIMSOLL_ID={id}"), pids, groups: Vec::new(), registered: false };
+        found.into_iter().map(leftover).collect()
+    }
+
+    /// Whether a plimsoll looks after one of them: then its run is alive, whatever its environment shows. A keeper that was
+    /// killed is nobody's parent any more.
+    pub(super) fn are_kept(&self, pids: &[i32]) -> bool {
+        let parent = |pid: &i32| self.rows.get(&self.rows.get(pid)?.parent);
+        pids.iter().filter_map(parent).any(|parent| parent.name == "plimsoll")
     }
 
     fn fact(&self, row: &Row, memory: u64) -> ProcessFact {
@@ -184,8 +193,10 @@ pub(super) enum Tag {
 /// Reads the tag of a process.
 pub(super) fn tag(pid: i32) -> Tag {
     let mut environment = Vec::new();
+    let owner = rustix::fs::stat(format!("/proc/{pid}")).map(|stat| stat.st_uid);
+    let is_mine = owner == Ok(rustix::process::geteuid().as_raw());
     if read_environ_of(pid, &mut environment).is_err() {
-        return Tag::None;
+        return if is_mine || owner.is_err() { Tag::None } else { Tag::Foreign };
     }
     let value = |key: &[u8]| {
         environment.split(|&byte| byte == 0).find_map(|entry| entry.strip_prefix(key)).filter(|value| !value.is_empty())
@@ -194,8 +205,7 @@ pub(super) fn tag(pid: i32) -> Tag {
     let Some(id) = id.filter(|id| id.parse::<plimsoll_model::RunId>().is_ok()) else { return Tag::None };
     let here = std::env::var_os("PLIMSOLL_RUNTIME_DIR").filter(|dir| !dir.is_empty());
     let same_place = value(b"PLIMSOLL_RUNTIME_DIR=") == here.as_deref().map(OsStrExt::as_bytes);
-    let owner = rustix::fs::stat(format!("/proc/{pid}")).map(|stat| stat.st_uid);
-    if same_place && owner == Ok(rustix::process::geteuid().as_raw()) { Tag::Ours(id.to_owned()) } else { Tag::Foreign }
+    if same_place && is_mine { Tag::Ours(id.to_owned()) } else { Tag::Foreign }
 }
 
 /// Those that are zombies still, by parent, most first.
@@ -434,9 +444,20 @@ mod tests {
             child.kill().unwrap();
             child.wait().unwrap();
             let found = left.iter().find(|left| left.what.ends_with(&id));
-            assert_eq!(found.map(|left| left.processes), Some(1), "{left:?}");
+            assert_eq!(found.map(|left| left.pids.len()), Some(1), "{left:?}");
             assert!(!of_live.iter().any(|left| left.what.ends_with(&id)), "{of_live:?}");
         }
+    }
+
+    #[test]
+    fn who_has_a_keeper_is_alive() {
+        let row = |pid, parent, name: &str| {
+            let process = Process { pid, start_ticks: 1 };
+            (pid, Row { process, parent, session: 1, name: name.to_owned(), zombie: false, rss: 0 })
+        };
+        let rows = [row(1, 0, "init"), row(5, 1, "plimsoll"), row(6, 5, "env"), row(7, 1, "daemon")].into();
+        let table = Table { rows, ..Table::default() };
+        assert!(table.are_kept(&[7, 6]) && !table.are_kept(&[7, 99]) && !table.are_kept(&[]));
     }
 
     #[test]

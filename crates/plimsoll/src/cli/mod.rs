@@ -137,10 +137,21 @@ fn fault_of(error: &clap::Error, first: Option<&str>) -> Fault {
         None => "plimsoll".to_owned(),
     };
     if error.kind() == ErrorKind::InvalidSubcommand {
+        // clap weighs words of three letters too strictly: `rnu` is like nothing to it.
+        if let Some(verb) = first.filter(|_| help.is_empty()).and_then(one_slip_away) {
+            help.push(format!("a similar subcommand exists: '{verb}'"));
+        }
         help.push("to run a command: plimsoll run -- COMMAND [ARG…]".to_owned());
     }
     help.push(format!("`{verb} --help` tells all of it"));
     Fault { code: USAGE, message, help: help.join("\n") }
+}
+
+/// The verb of which this word is one slip away: a letter too many, too few, wrong, or in its neighbour's place.
+fn one_slip_away(word: &str) -> Option<String> {
+    let grammar = grammar();
+    let near = grammar.get_subcommands().find(|verb| strsim::osa_distance(verb.get_name(), word) == 1)?;
+    Some(near.get_name().to_owned())
 }
 
 #[cfg(test)]
@@ -150,6 +161,13 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         grammar().debug_assert();
+    }
+
+    #[test]
+    fn a_slip_of_a_verb_is_recognised() {
+        for (word, verb) in [("rnu", Some("run")), ("mna", Some("man")), ("docter", Some("doctor")), ("sleep", None)] {
+            assert_eq!(one_slip_away(word).as_deref(), verb, "{word}");
+        }
     }
 
     #[test]

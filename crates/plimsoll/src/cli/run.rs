@@ -4,7 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,7 +32,16 @@ Examples:
   plimsoll run -m 1g --pids-limit 256 --cpus 1.5 --name api -- ./server
 
 Exit code: the command's own; 128+n for signal n; 137 memory line; 124 timeout;
-125 plimsoll's own failure; 126 not executable; 127 not found; 2 usage."
+125 plimsoll's own failure; 126 not executable; 127 not found; 2 usage.
+
+A limit, a time limit, a kill or a crash is explained on stderr. Nothing is said
+about a code that the command chose itself, 0 or another: it has said why, and
+`plimsoll explain` tells the rest.
+
+PLIMSOLL_REDACT=NAME,NAME lists variables, of ours or of --env, whose values (of
+four characters or more) are hidden in certificates wherever they appear in a
+command. What looks like a secret, and the values of variables whose names do
+(API_TOKEN, DB_PASSWORD), are hidden anyway."
 )]
 pub(crate) struct RunArgs {
     /// Hard line of memory for the whole tree, at least 6m
@@ -56,7 +65,7 @@ pub(crate) struct RunArgs {
     /// Most processes and threads
     #[arg(long, value_name = "N", help_heading = "Limits", allow_hyphen_values = true)]
     pids_limit: Option<String>,
-    /// The kernel's inclination to kill it when the machine is full, -1000 to 1000
+    /// The kernel's inclination to kill it when the machine is full, -999 (last) to 1000 (first); lowering it needs privilege
     #[arg(long, value_name = "N", help_heading = "Limits", allow_hyphen_values = true)]
     oom_score_adj: Option<String>,
     /// What holds the tree: a kernel group, or a watchdog that samples
@@ -182,6 +191,8 @@ pub(crate) struct RunRequest {
 const LEAST_MEMORY: u64 = 6 << 20;
 /// The kernel's smallest quota, 1 ms, of the usual period, 100 ms.
 const LEAST_CPU_MICROS: u64 = 10_000;
+/// `PID_MAX_LIMIT`: the kernel has no more pids than that, and refuses a larger `pids.max`.
+const MOST_PIDS: u64 = 4 << 20;
 /// Below this a log would be nothing but rotations.
 const LEAST_LOG: u64 = 4 << 10;
 /// A name is part of messages and tables.
@@ -201,6 +212,12 @@ pub(crate) fn interpret(
         ));
     };
     let limits = limits(args, machine)?;
+    if matches!(args.on_limit, OnLimitWord::Largest) && limits.memory.is_none() {
+        return Err(Fault::usage(
+            "--on-limit largest: without --memory there is no line to choose a process at",
+            "add --memory SIZE",
+        ));
+    }
     if args.join && limits.memory.is_none() {
         return Err(Fault::usage(
             "--join: without --memory nobody knows how much room to ask for",
@@ -234,6 +251,14 @@ pub(crate) fn interpret(
         if let Some(path) = path {
             writable(option, path)?;
         }
+    }
+    if let (Some(log), Some(report)) = (&args.log_file, &args.report)
+        && is_same_file(log, report)
+    {
+        return Err(Fault::usage(
+            format!("--report {}: it is the file of --log-file, and would overwrite the log", report.display()),
+            "name two files",
+        ));
     }
     let swap_asked_for = args.memory_swap.is_some();
     Ok(RunRequest { spec, report: args.report.clone(), quiet: args.quiet, join: args.join, swap_asked_for })
@@ -303,7 +328,7 @@ fn limits(args: &RunArgs, machine: Machine) -> Result<Limits, Fault> {
         memory_reservation: below("--memory-reservation", args.memory_reservation.as_deref())?,
         memory_high: below("--memory-high", args.memory_high.as_deref())?,
         cpu_micros: cpus(args.cpus.as_deref(), machine.processors)?,
-        pids: count("--pids-limit", args.pids_limit.as_deref(), u64::from(u32::MAX))?,
+        pids: count("--pids-limit", args.pids_limit.as_deref(), MOST_PIDS)?,
         oom_score_adj: oom_score_adj(args.oom_score_adj.as_deref())?,
     })
 }
@@ -360,6 +385,10 @@ fn count(option: &str, text: Option<&str>, most: u64) -> Result<Option<u64>, Fau
             Err(Fault::usage(format!("{option} 0: not even one would be left"), format!("the least is {option} 1")))
         }
         Ok(number) if number <= most => Ok(Some(number)),
+        Ok(_) if most == MOST_PIDS => Err(Fault::usage(
+            format!("{option} {text}: the kernel has no more than {most} pids"),
+            format!("leave {option} out for no limit of our own"),
+        )),
         _ => Err(Fault::usage(
             format!("{option}: `{text}` is no number from 1 to {most}"),
             format!("leave {option} out for the default"),
@@ -404,12 +433,13 @@ fn name(given: Option<&OsStr>, program: &OsStr) -> Result<String, Fault> {
     }
 }
 
-/// `KEY=VALUE` as it is, `KEY` with our own value; one that we do not have is left out, as Docker does.
+/// `KEY=VALUE` as it is, `KEY` with our own value; one that we do not have is left out, and of several of one name the last
+/// counts, as Docker does: a child that is handed two takes either.
 fn variables(
     typed: &[OsString],
     inherited: impl Fn(&OsStr) -> Option<OsString>,
 ) -> Result<Vec<(OsString, OsString)>, Fault> {
-    let mut variables = Vec::with_capacity(typed.len());
+    let mut variables: Vec<(OsString, OsString)> = Vec::with_capacity(typed.len());
     for text in typed {
         let bytes = text.as_bytes();
         let (key, value) = match bytes.iter().position(|&byte| byte == b'=') {
@@ -422,7 +452,14 @@ fn variables(
                 "write --env KEY=VALUE, or --env KEY to pass ours on",
             ));
         }
+        if key == plimsoll_runtime::TAG {
+            return Err(Fault::usage(
+                format!("--env {}: plimsoll sets it itself: a tree is found again by it", plimsoll_runtime::TAG),
+                "give the variable another name; the child can read the run's id from this one",
+            ));
+        }
         if let Some(value) = value {
+            variables.retain(|(known, _)| known != key);
             variables.push((key.to_owned(), value));
         }
     }
@@ -484,10 +521,35 @@ fn writable(option: &str, path: &Path) -> Result<(), Fault> {
         Ok(found) if found.file_type().is_fifo() => Ok(()),
         Ok(_) => std::fs::OpenOptions::new().append(true).open(path).map(drop).map_err(unwritable),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-            made.and_then(|_| std::fs::remove_file(path)).map_err(unwritable)
+            let target = target(path);
+            let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&target);
+            made.and_then(|_| std::fs::remove_file(&target)).map_err(unwritable)
         }
         Err(error) => Err(unwritable(error)),
+    }
+}
+
+/// Where a path leads, also when nothing is there yet: links are followed as opening it would.
+fn target(path: &Path) -> PathBuf {
+    let mut target = path.to_owned();
+    // As many links as the kernel follows; opening a circle then fails.
+    for _ in 0..40 {
+        let Ok(link) = std::fs::read_link(&target) else { break };
+        target = target.parent().map_or(link.clone(), |dir| dir.join(link));
+    }
+    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (dir.canonicalize(), target.file_name()) {
+        (Ok(dir), Some(name)) => dir.join(name),
+        _ => target,
+    }
+}
+
+/// Whether two paths name one file with contents; `/dev/null` and other devices take anything from anybody.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    match (std::fs::metadata(one), std::fs::metadata(other)) {
+        (Ok(one), Ok(other)) => one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        (Err(_), Err(_)) => target(one) == target(other),
+        _ => false,
     }
 }
 
@@ -611,6 +673,33 @@ mod tests {
         assert_eq!(meant(&[""]).unwrap().spec.name, "unnamed");
     }
 
+    #[test]
+    fn of_several_variables_of_one_name_the_last_counts() {
+        let env = meant(&["-e", "A=1", "-e", "B=2", "-e", "A=3", "true"]).unwrap().spec.env;
+        let pair = |key: &str, value: &str| (OsString::from(key), OsString::from(value));
+        assert_eq!(env, [pair("B", "2"), pair("A", "3")]);
+    }
+
+    #[test]
+    fn links_are_followed_to_what_is_not_there_yet() {
+        let dir = std::env::temp_dir().join(format!("plimsoll-links-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let link = dir.join("link");
+        std::os::unix::fs::symlink("further", &link).unwrap();
+        std::os::unix::fs::symlink("file", dir.join("further")).unwrap();
+        writable("--report", &link).unwrap();
+        assert!(!dir.join("file").exists() && link.is_symlink());
+        // Two names of one file: before it is there, and when it is.
+        assert!(is_same_file(&link, &dir.join("file")) && !is_same_file(&link, &dir.join("other")));
+        std::fs::write(dir.join("file"), "").unwrap();
+        std::fs::hard_link(dir.join("file"), dir.join("hard")).unwrap();
+        assert!(is_same_file(&link, &dir.join("hard")) && !is_same_file(&link, &dir.join("other")));
+        assert!(!is_same_file(Path::new("/dev/null"), Path::new("/dev/null")));
+        std::os::unix::fs::symlink("circle", dir.join("circle")).unwrap();
+        assert!(writable("--report", &dir.join("circle")).is_err());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
     /// Each wrong value: exit code, and that the message names the option or value and says what to do.
     #[test]
     fn what_is_wrong_is_named() {
@@ -637,6 +726,8 @@ mod tests {
             (&["--cpus", "99999999999999999999", "true"], 2, "--cpus"),
             (&["--pids-limit", "0", "true"], 2, "--pids-limit"),
             (&["--pids-limit", "many", "true"], 2, "`many`"),
+            (&["--pids-limit", "4194305", "true"], 2, "the kernel has no more than 4194304 pids"),
+            (&["--on-limit", "largest", "true"], 2, "--on-limit largest"),
             (&["--oom-score-adj", "1001", "true"], 2, "`1001`"),
             (&["--oom-score-adj", "-1000", "true"], 2, "memory line"),
             (&["--oom-score-adj", "1.5", "true"], 2, "`1.5`"),
@@ -647,6 +738,9 @@ mod tests {
             (&["--name", " ", "true"], 2, "--name"),
             (&["--name", "a\nb", "true"], 2, "control characters"),
             (&["-e", "=x", "true"], 2, "`=x`"),
+            (&["-e", "PLIMSOLL_ID=x", "true"], 2, "PLIMSOLL_ID"),
+            (&["-e", "PLIMSOLL_ID", "true"], 2, "PLIMSOLL_ID"),
+            (&["--log-file", "/tmp/plimsoll-one", "--report", "/tmp/../tmp/plimsoll-one", "true"], 2, "overwrite"),
             (&["-w", "/not/there", "true"], 125, "/not/there"),
             (&["-w", "/dev/null", "true"], 125, "/dev/null"),
             (&["--log-max-size", "1m", "true"], 2, "--log-file"),

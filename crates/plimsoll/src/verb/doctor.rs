@@ -73,7 +73,11 @@ fn examine() -> (HostFacts, Vec<Check>) {
     facts.leftovers.retain(|found| !since.iter().any(|run| found.what.contains(run.id.as_str())));
     for (found, id) in left {
         // A run that left both a file and a group, or processes, is told once.
-        if !facts.leftovers.iter().any(|known| known.what.contains(&id)) {
+        let mut told = false;
+        for known in facts.leftovers.iter_mut().filter(|known| known.what.contains(&id)) {
+            (known.registered, told) = (true, true);
+        }
+        if !told {
             facts.leftovers.push(found);
         }
     }
@@ -86,7 +90,7 @@ fn tier(found: &Found, hierarchies: &Hierarchies) -> Tier {
         (Limits { memory_high: Some(1), ..Limits::default() }, false),
         (Limits { cpu_micros: Some(1), ..Limits::default() }, false),
         (Limits { pids: Some(1), ..Limits::default() }, false),
-        (Limits::default(), true),
+        (Limits { memory: Some(1), memory_swap: Some(2), ..Limits::default() }, true),
     ];
     let refused = alone.iter().filter_map(|(limits, swap)| unsupported(found, limits, *swap));
     Tier {
@@ -115,6 +119,10 @@ fn parents(parent: Option<&Parent>) -> Vec<std::path::PathBuf> {
 
 /// Ids of the runs that are alive, and the files of those whose Plimsoll is gone, each with its id.
 fn registered(paths: &Paths, extra: &mut Vec<Check>) -> (Vec<String>, Vec<(Leftover, String)>) {
+    if let Err(error) = paths.check_state() {
+        let found = error.to_string();
+        extra.push(Check { name: "state_dir", status: Status::Fail, found, fix: error.help().to_owned() });
+    }
     let mut trouble = |found: String, fix: &str| {
         extra.push(Check { name: "runtime_dir", status: Status::Fail, found, fix: fix.to_owned() });
     };
@@ -133,7 +141,7 @@ fn registered(paths: &Paths, extra: &mut Vec<Check>) -> (Vec<String>, Vec<(Lefto
             let live = runs.into_iter().map(|run| run.id.to_string()).collect();
             let left = left.map(|left| {
                 let what = format!("the registered run {}", left.id);
-                (Leftover { what, processes: 0 }, left.id.to_string())
+                (Leftover { what, pids: Vec::new(), groups: Vec::new(), registered: true }, left.id.to_string())
             });
             (live, left.collect())
         }

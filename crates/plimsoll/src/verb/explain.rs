@@ -11,10 +11,21 @@ use crate::{output, render};
 
 /// Certificates that a list shows.
 const LISTED: u32 = 20;
+/// Ids that are shown when a beginning fits several.
+const AMBIGUOUS: usize = 10;
 /// Fewer characters of an id are a guess and no prefix.
 const LEAST_PREFIX: usize = 3;
 
 pub(crate) fn main(args: &ExplainArgs, paths: &Paths) -> Result<ExitCode, Fault> {
+    if args.which.as_deref() == Some("") {
+        return Err(Fault::usage(
+            "the name is empty, and no run has an empty one",
+            "leave it out for the run that ended last; `plimsoll explain --list` shows the latest ones",
+        ));
+    }
+    if let Err(error) = paths.check_state() {
+        output::error(&format!("plimsoll: warning: {error}"));
+    }
     let Some(mut store) = CertificateStore::open_existing(paths.state()).map_err(|error| unreadable(&error))? else {
         return Err(empty(paths));
     };
@@ -25,10 +36,14 @@ pub(crate) fn main(args: &ExplainArgs, paths: &Paths) -> Result<ExitCode, Fault>
     match found.map_err(|error| unreadable(&error))? {
         Found::Text(text) => Ok(output::print(&text)),
         Found::Nothing => Err(empty(paths)),
-        Found::Ambiguous(ids) => Err(Fault::failed(
-            format!("`{}` is the beginning of {} ids", args.which.as_deref().unwrap_or_default(), ids.len()),
-            format!("write more of one of them: {}", ids.join(", ")),
-        )),
+        Found::Ambiguous(mut ids) => {
+            let least = if ids.len() > AMBIGUOUS { "at least " } else { "" };
+            ids.truncate(AMBIGUOUS);
+            Err(Fault::failed(
+                format!("`{}` is the beginning of {least}{} ids", args.which.as_deref().unwrap_or_default(), ids.len()),
+                format!("write more of one of them: {}", ids.join(", ")),
+            ))
+        }
         Found::Unknown(near) => {
             let message = format!("there is no certificate of `{}`", args.which.as_deref().unwrap_or_default());
             let near = if near.is_empty() { String::new() } else { format!("names like it: {}\n", near.join(", ")) };
@@ -68,7 +83,7 @@ fn one(store: &mut CertificateStore, args: &ExplainArgs) -> Result<Found, Certif
         return Ok(shown(&certificate));
     }
     if which.len() >= LEAST_PREFIX {
-        let certificates = store.by_id_prefix(&which.to_ascii_lowercase(), 10)?;
+        let certificates = store.by_id_prefix(&which.to_ascii_lowercase(), AMBIGUOUS as u32 + 1)?;
         match certificates.as_slice() {
             [] => {}
             [certificate] => return Ok(shown(certificate)),
@@ -97,8 +112,8 @@ fn near(wanted: &str, names: &[String]) -> Vec<String> {
 
 fn empty(paths: &Paths) -> Fault {
     Fault::failed(
-        format!("there are no certificates in {}: nothing has been run yet", paths.state().display()),
-        "plimsoll run -- COMMAND stores one; PLIMSOLL_STATE_DIR names another directory",
+        format!("there are no certificates in {}: none has been stored there yet", paths.state().display()),
+        "plimsoll run -- COMMAND stores one, or says why it could not; PLIMSOLL_STATE_DIR names another directory",
     )
 }
 

@@ -9,6 +9,8 @@ use plimsoll_kernel::host::{group_memory, machine_memory};
 use plimsoll_model::size::{Human, parse};
 use serde::Serialize;
 
+use crate::fault::Fault;
+
 /// Exit 0 while memory here (the container's, else the machine's) is below a line, else 1
 #[derive(Debug, clap::Args)]
 pub(crate) struct HealthArgs {
@@ -69,21 +71,14 @@ struct Report<'a> {
 }
 
 /// Measures, prints one line, and answers 1 at the line or above it.
-pub(crate) fn run(args: &HealthArgs) -> ExitCode {
+pub(crate) fn run(args: &HealthArgs) -> Result<ExitCode, Fault> {
     let Some((of, usage)) = here() else {
-        let _ = writeln!(
-            std::io::stderr().lock(),
-            "plimsoll health: cannot read /proc/meminfo, so nothing is known of memory here: mount it with `mount -t proc proc /proc`"
-        );
-        return ExitCode::FAILURE;
+        return Err(Fault::failed(
+            "/proc/meminfo cannot be read, so nothing is known of memory here",
+            "mount it: mount -t proc proc /proc",
+        ));
     };
-    let (max, status) = match judge(usage, args.max_memory) {
-        Ok(judged) => judged,
-        Err(message) => {
-            let _ = writeln!(std::io::stderr().lock(), "plimsoll health: {message}");
-            return ExitCode::from(2);
-        }
-    };
+    let (max, status) = judge(usage, args.max_memory)?;
     let healthy = status == "ok";
     let text = if args.json {
         serde_json::to_string(&Report { status, of: &of, memory: usage, max_bytes: max }).unwrap_or_default()
@@ -91,7 +86,7 @@ pub(crate) fn run(args: &HealthArgs) -> ExitCode {
         line(&of, usage, max, healthy)
     };
     let _ = writeln!(std::io::stdout().lock(), "{text}");
-    if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The tightest group around us, unless the machine is smaller. File pages that nobody used lately do not count, as in
@@ -115,14 +110,17 @@ fn here() -> Option<(String, Usage)> {
 }
 
 /// The line in bytes, and `ok` below it, else `unhealthy`.
-fn judge(usage: Usage, line: Line) -> Result<(u64, &'static str), String> {
+fn judge(usage: Usage, line: Line) -> Result<(u64, &'static str), Fault> {
     let max = match line {
         Line::Share(share) => (u128::from(usage.limit_bytes) * u128::from(share) / 1000) as u64,
         Line::Size(bytes) if bytes > usage.limit_bytes => {
-            return Err(format!(
-                "--max-memory {} is more than the {} there is here, and could never be met: write a smaller size, or a share such as 80%",
-                Human(bytes),
-                Human(usage.limit_bytes)
+            return Err(Fault::usage(
+                format!(
+                    "--max-memory {}: it is more than the {} there is here, and could never be met",
+                    Human(bytes),
+                    Human(usage.limit_bytes)
+                ),
+                "write a smaller size, or a share such as 80%",
             ));
         }
         Line::Size(bytes) => bytes,
@@ -167,7 +165,7 @@ mod tests {
         assert_eq!(judge(usage, Line::Share(800)), Ok((800, "unhealthy")));
         assert_eq!(judge(usage, Line::Share(801)), Ok((801, "ok")));
         assert_eq!(judge(usage, Line::Size(900)), Ok((900, "ok")));
-        assert!(judge(usage, Line::Size(1001)).is_err_and(|message| message.contains("could never be met")));
+        assert!(judge(usage, Line::Size(1001)).is_err_and(|fault| fault.message.contains("could never be met")));
         let text = line("in the group /x", usage, 800, false);
         assert_eq!(text, "unhealthy: 800 B of 1000 B used (80 %) >= 800 B in the group /x");
     }

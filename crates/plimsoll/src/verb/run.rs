@@ -1,10 +1,15 @@
 //! `plimsoll run`.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use plimsoll_core::redact;
-use plimsoll_kernel::cgroup;
+use plimsoll_kernel::KernelError;
+use plimsoll_kernel::cgroup::{self, surroundings};
+use plimsoll_model::size::Human;
 use plimsoll_model::spec::BoundaryChoice;
+use plimsoll_model::{Limits, RunSpec};
 use plimsoll_runtime::{RunError, RunOptions};
 use plimsoll_store::Paths;
 
@@ -35,13 +40,15 @@ pub(crate) fn main(args: &RunArgs, paths: &Paths) -> Result<ExitCode, Fault> {
             format!("leave {option} out; `plimsoll doctor` tells why this is the tier: {}", found.reason),
         ));
     }
+    let limits = &spec.limits;
+    if limits.memory.or(limits.memory_reservation).or(limits.memory_high).is_some()
+        && let Some(around) = surroundings::tightest(&found)
+    {
+        fits_around(limits, around.limit, &around.dir)?;
+    }
     let state_dir = paths.make_state().map_err(cannot_prepare)?;
     let runtime_dir = paths.make_runtime().map_err(cannot_prepare)?;
-    let env: Vec<(String, String)> = std::env::vars_os()
-        .chain(spec.env.iter().cloned())
-        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
-    let secrets = redact::secret_values(env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    let secrets = secrets(&spec);
     let command: Vec<String> = spec.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let options = RunOptions {
         report,
@@ -52,20 +59,90 @@ pub(crate) fn main(args: &RunArgs, paths: &Paths) -> Result<ExitCode, Fault> {
         render: render::three_lines,
         quiet,
     };
-    let ended = plimsoll_runtime::run(&spec, &found, &options).map_err(|error| {
-        let help = match &error {
-            RunError::Log { .. } | RunError::Report { .. } => "name a file that you may write to",
-            RunError::Registry(_) => "PLIMSOLL_RUNTIME_DIR names another directory",
-            RunError::Kernel(_) => "`plimsoll doctor` tells what this machine gives us",
-        };
-        Fault::cannot_run(format!("{}: {error}", spec.name), help)
-    })?;
+    let ended = plimsoll_runtime::run(&spec, &found, &options).map_err(|error| refused(&spec, &error))?;
     if !ended.text.is_empty() {
         output::error(ended.text.trim_end());
     }
     // A plimsoll in the tree was ended with it; what it looked after is gone as well, and its record goes now.
     let _ = plimsoll_runtime::sweep(runtime_dir, state_dir);
     Ok(ExitCode::from(ended.code))
+}
+
+/// What the machine's memory is to a line without a group around it, the group's limit is here.
+fn fits_around(limits: &Limits, limit: u64, dir: &Path) -> Result<(), Fault> {
+    let asked = [
+        ("--memory", limits.memory),
+        ("--memory-reservation", limits.memory_reservation),
+        ("--memory-high", limits.memory_high),
+    ];
+    match asked.into_iter().find_map(|(option, bytes)| Some((option, bytes.filter(|&bytes| bytes > limit)?))) {
+        Some((option, bytes)) => Err(Fault::cannot_run(
+            format!(
+                "{option} {}: the limit around it is {} ({}), the line would never be met",
+                Human(bytes),
+                Human(limit),
+                dir.display()
+            ),
+            format!("choose at most {}, or raise that limit", Human(limit)),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Why nothing was started, and what to do: of an option's file, in the option's words.
+fn refused(spec: &RunSpec, error: &RunError) -> Fault {
+    if let RunError::Kernel(KernelError::Write { path, source, .. }) = error
+        && let Some(option) = option_of(path)
+    {
+        return match (spec.limits.cpu_micros, surroundings::cpu_quota_above(path)) {
+            (Some(micros), Some((above, dir))) if option == "--cpus" && micros > above => Fault::cannot_run(
+                format!("--cpus {}: the group above gives {} ({})", cores(micros), cores(above), dir.display()),
+                format!("choose at most {}, or raise that group's cpu.cfs_quota_us", cores(above)),
+            ),
+            _ => Fault::cannot_run(
+                format!("{option}: the kernel refuses it: {source} ({})", path.display()),
+                format!("choose another value, or leave {option} out"),
+            ),
+        };
+    }
+    let help = match error {
+        RunError::Log { .. } | RunError::Report { .. } => "name a file that you may write to",
+        RunError::Registry(_) => "PLIMSOLL_RUNTIME_DIR names another directory",
+        RunError::Kernel(_) => "`plimsoll doctor` tells what this machine gives us",
+    };
+    Fault::cannot_run(format!("{}: {error}", spec.name), help)
+}
+
+/// The option that is written into a group's file of this name.
+fn option_of(file: &Path) -> Option<&'static str> {
+    Some(match file.file_name()?.to_str()? {
+        "memory.limit_in_bytes" | "memory.max" => "--memory",
+        "memory.memsw.limit_in_bytes" | "memory.swap.max" => "--memory-swap",
+        "memory.soft_limit_in_bytes" | "memory.low" => "--memory-reservation",
+        "memory.high" => "--memory-high",
+        "cpu.cfs_quota_us" | "cpu.cfs_period_us" | "cpu.max" => "--cpus",
+        "pids.max" => "--pids-limit",
+        _ => return None,
+    })
+}
+
+/// Millionths of a core as they are typed.
+fn cores(micros: u64) -> String {
+    let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Values that are to be shown nowhere: of variables, ours and the tree's, whose names look secret or were listed.
+fn secrets(spec: &RunSpec) -> Vec<String> {
+    // As text that has been mended: so they stand in the command, too.
+    let text = |text: OsString| text.to_string_lossy().into_owned();
+    let env: Vec<(String, String)> =
+        std::env::vars_os().chain(spec.env.iter().cloned()).map(|(key, value)| (text(key), text(value))).collect();
+    let env = || env.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let list = std::env::var_os("PLIMSOLL_REDACT").map(text).unwrap_or_default();
+    let mut secrets = redact::secret_values(env());
+    secrets.extend(redact::listed_values(&list, env()));
+    secrets
 }
 
 fn cannot_prepare(error: plimsoll_store::PathsError) -> Fault {
@@ -83,4 +160,28 @@ fn ask_for_room(paths: &Paths) -> Result<(), Fault> {
         format!("--join: no Plimsoll with a budget runs here ({}: {why})", socket.display()),
         "leave --join out: --memory alone holds the tree",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_above_the_limit_around_it_is_refused() {
+        let limits = |memory| Limits { memory: Some(memory), ..Limits::default() };
+        let dir = Path::new("/sys/fs/cgroup/x");
+        assert_eq!(fits_around(&limits(100 << 20), 100 << 20, dir), Ok(()));
+        let fault = fits_around(&limits(1 << 30), 100 << 20, dir).unwrap_err();
+        assert_eq!(fault.code, RUN_FAILED);
+        for word in ["--memory 1 GiB", "100 MiB", "/sys/fs/cgroup/x"] {
+            assert!(fault.message.contains(word), "{fault}");
+        }
+        let high = Limits { memory_high: Some(1 << 30), ..Limits::default() };
+        assert!(fits_around(&high, 100 << 20, dir).unwrap_err().message.contains("--memory-high"));
+    }
+
+    #[test]
+    fn cores_as_they_are_typed() {
+        assert_eq!([1_000_000, 500_000, 10_500_000, 10_000].map(cores), ["1", "0.5", "10.5", "0.01"]);
+    }
 }
