@@ -146,8 +146,7 @@ fn inject(options: &Options, truth: Truth, random: &mut Random, parent: Option<&
         Truth::MemoryLimitParent => {
             bench.parent = parent.map(|parent| parent.name.clone());
             match random.below(2) {
-                // Without a line of its own: one above the parent's is refused.
-                0 => run(&bench, &[], &["@hog", "--bytes", "400m", "--rate", "600m"]),
+                0 => run(&bench, &["-m", "200m"], &["@hog", "--bytes", "400m"]),
                 _ => run(&bench, &[], &["@hog", "--bytes", "400m"]),
             }
         }
@@ -210,7 +209,7 @@ fn signalled(
     running.wait()
 }
 
-/// A parent group with a line.
+/// A parent group with a line lower than the trees' own.
 struct Parent {
     name: String,
     dirs: Vec<std::path::PathBuf>,

@@ -6,7 +6,7 @@ use plimsoll_model::Boundary;
 use plimsoll_model::ending::{Delta, GroupCounters};
 
 use super::files::{Dir, Gauge};
-use super::probe::{Found, Parent, Surrounding};
+use super::probe::Surrounding;
 
 /// The files of a surrounding group, kept open where they are read often.
 #[derive(Debug)]
@@ -72,24 +72,6 @@ impl Gauges {
     }
 }
 
-/// The tightest memory limit that will hold for a tree beside its own: of the groups above the one that is made for it, or
-/// of those around us when none is made.
-#[must_use]
-pub fn tightest(found: &Found) -> Option<Surrounding> {
-    let (base, above, version, file) = match &found.parent {
-        None => return found.surrounding.clone(),
-        Some(Parent::V1 { memory, ancestors, .. }) => (memory, ancestors, Boundary::Cgroup1, "memory.limit_in_bytes"),
-        Some(Parent::V2 { base, ancestors, .. }) => (base, ancestors, Boundary::Cgroup2, "memory.max"),
-    };
-    let limited = |(dir, path): &(PathBuf, String)| {
-        let limit = Dir(dir.clone()).limit(file).ok()??;
-        Some(Surrounding { dir: dir.clone(), path: path.clone(), version, limit })
-    };
-    // What is around us need not be above the tree: it may be made elsewhere.
-    let around = found.surrounding.clone().filter(|around| base.starts_with(&around.dir));
-    above.iter().filter_map(limited).chain(around).min_by_key(|group| group.limit)
-}
-
 /// The smallest quota of the v1 cpu groups above the one that this file is of, in millionths of a core, and whose it is.
 #[must_use]
 pub fn cpu_quota_above(file: &Path) -> Option<(u64, PathBuf)> {
@@ -123,41 +105,11 @@ mod tests {
     fn what_the_groups_above_leave() {
         let dir = std::env::temp_dir().join(format!("plimsoll-above-{}", std::process::id()));
         let [wide, tight] = [dir.join("wide"), dir.join("wide/tight")];
-        for (dir, limit, quota) in [(&wide, "209715200", "-1"), (&tight, "104857600", "50000")] {
+        for (dir, quota) in [(&wide, "-1"), (&tight, "50000")] {
             std::fs::create_dir_all(dir.join("run")).unwrap();
-            std::fs::write(dir.join("memory.limit_in_bytes"), limit).unwrap();
             std::fs::write(dir.join("cpu.cfs_quota_us"), quota).unwrap();
             std::fs::write(dir.join("cpu.cfs_period_us"), "100000").unwrap();
         }
-        let group = |dir: &PathBuf, limit| {
-            let path = dir.file_name().unwrap().to_string_lossy().into_owned();
-            Surrounding { dir: dir.clone(), path, version: Boundary::Cgroup1, limit }
-        };
-        let parent = |memory: &PathBuf, above: &[&PathBuf]| Parent::V1 {
-            memory: memory.clone(),
-            pids: None,
-            cpu: None,
-            freezer: None,
-            unified: None,
-            path: String::new(),
-            ancestors: above.iter().map(|&dir| (dir.clone(), group(dir, 0).path)).collect(),
-        };
-        let found = |parent, surrounding| Found {
-            boundary: Boundary::Cgroup1,
-            parent,
-            reason: String::new(),
-            surrounding,
-            swap_accounting: true,
-        };
-        let ours = group(&tight, 7);
-        assert_eq!(
-            tightest(&found(None, Some(ours.clone()))),
-            Some(ours.clone()),
-            "a watchdog's tree stays where we are"
-        );
-        let below = Some(parent(&tight, &[&tight, &wide]));
-        assert_eq!(tightest(&found(below, None)), Some(group(&tight, 100 << 20)));
-        assert_eq!(tightest(&found(Some(parent(&wide, &[&wide])), Some(ours))), Some(group(&wide, 200 << 20)));
         assert_eq!(cpu_quota_above(&tight.join("run/cpu.cfs_quota_us")), Some((500_000, tight)));
         assert_eq!(cpu_quota_above(&wide.join("run/cpu.cfs_quota_us")), None);
         std::fs::remove_dir_all(dir).unwrap();

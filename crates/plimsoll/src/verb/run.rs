@@ -7,9 +7,8 @@ use std::process::ExitCode;
 use plimsoll_core::redact;
 use plimsoll_kernel::KernelError;
 use plimsoll_kernel::cgroup::{self, surroundings};
-use plimsoll_model::size::Human;
+use plimsoll_model::RunSpec;
 use plimsoll_model::spec::BoundaryChoice;
-use plimsoll_model::{Limits, RunSpec};
 use plimsoll_runtime::{RunError, RunOptions};
 use plimsoll_store::Paths;
 
@@ -40,12 +39,6 @@ pub(crate) fn main(args: &RunArgs, paths: &Paths) -> Result<ExitCode, Fault> {
             format!("leave {option} out; `plimsoll doctor` tells why this is the tier: {}", found.reason),
         ));
     }
-    let limits = &spec.limits;
-    if limits.memory.or(limits.memory_reservation).or(limits.memory_high).is_some()
-        && let Some(around) = surroundings::tightest(&found)
-    {
-        fits_around(limits, around.limit, &around.dir)?;
-    }
     let state_dir = paths.make_state().map_err(cannot_prepare)?;
     let runtime_dir = paths.make_runtime().map_err(cannot_prepare)?;
     let secrets = secrets(&spec);
@@ -66,27 +59,6 @@ pub(crate) fn main(args: &RunArgs, paths: &Paths) -> Result<ExitCode, Fault> {
     // A plimsoll in the tree was ended with it; what it looked after is gone as well, and its record goes now.
     let _ = plimsoll_runtime::sweep(runtime_dir, state_dir);
     Ok(ExitCode::from(ended.code))
-}
-
-/// What the machine's memory is to a line without a group around it, the group's limit is here.
-fn fits_around(limits: &Limits, limit: u64, dir: &Path) -> Result<(), Fault> {
-    let asked = [
-        ("--memory", limits.memory),
-        ("--memory-reservation", limits.memory_reservation),
-        ("--memory-high", limits.memory_high),
-    ];
-    match asked.into_iter().find_map(|(option, bytes)| Some((option, bytes.filter(|&bytes| bytes > limit)?))) {
-        Some((option, bytes)) => Err(Fault::cannot_run(
-            format!(
-                "{option} {}: the limit around it is {} ({}), the line would never be met",
-                Human(bytes),
-                Human(limit),
-                dir.display()
-            ),
-            format!("choose at most {}, or raise that limit", Human(limit)),
-        )),
-        None => Ok(()),
-    }
 }
 
 /// Why nothing was started, and what to do: of an option's file, in the option's words.
@@ -165,20 +137,6 @@ fn ask_for_room(paths: &Paths) -> Result<(), Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_line_above_the_limit_around_it_is_refused() {
-        let limits = |memory| Limits { memory: Some(memory), ..Limits::default() };
-        let dir = Path::new("/sys/fs/cgroup/x");
-        assert_eq!(fits_around(&limits(100 << 20), 100 << 20, dir), Ok(()));
-        let fault = fits_around(&limits(1 << 30), 100 << 20, dir).unwrap_err();
-        assert_eq!(fault.code, RUN_FAILED);
-        for word in ["--memory 1 GiB", "100 MiB", "/sys/fs/cgroup/x"] {
-            assert!(fault.message.contains(word), "{fault}");
-        }
-        let high = Limits { memory_high: Some(1 << 30), ..Limits::default() };
-        assert!(fits_around(&high, 100 << 20, dir).unwrap_err().message.contains("--memory-high"));
-    }
 
     #[test]
     fn cores_as_they_are_typed() {
