@@ -11,6 +11,7 @@ pub mod id;
 pub mod sample;
 pub mod size;
 pub mod spec;
+pub mod stack;
 
 pub use certificate::{Boundary, Cause, Certificate, Confidence, Evidence};
 pub use id::RunId;
