@@ -33,15 +33,22 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let verb = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
-    match verb.as_str() {
-        "work" => work::run(&rest),
-        "conform" => conform::run(&Options::parse(&rest)),
-        "survive" => survive::run(&Options::parse(&rest)),
-        "inject" => inject::run(&Options::parse(&rest)),
-        "overshoot" => overshoot::run(&Options::parse(&rest)),
+    let suite = match verb.as_str() {
+        "work" => return work::run(&rest),
+        "conform" => conform::run,
+        "survive" => survive::run,
+        "inject" => inject::run,
+        "overshoot" => overshoot::run,
         _ => {
             eprintln!("usage: plimsoll-testkit conform|survive|inject|overshoot|work …");
-            ExitCode::from(2)
+            return ExitCode::from(2);
         }
+    };
+    let options = Options::parse(&rest);
+    let code = suite(&options);
+    if code == ExitCode::SUCCESS {
+        // After a failure it stays, for whoever looks into that.
+        let _ = std::fs::remove_dir_all(&options.scratch);
     }
+    code
 }
