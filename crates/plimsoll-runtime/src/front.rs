@@ -19,6 +19,7 @@ use crate::channel::{End, Message, pair};
 use crate::keeper::Keeper;
 use crate::log::RotatingLog;
 use crate::relay::Plan;
+use crate::sweep::sweep;
 
 /// What `run` needs beside the spec.
 pub struct RunOptions<'a> {
@@ -163,7 +164,7 @@ fn start_and_wait(
         record,
         registration,
         kmsg: Kmsg::open_at_end(),
-        host_oom_kills: host_oom_kills(),
+        host_oom_kills: None,
         report,
         made: made.clone(),
         mask,
@@ -281,6 +282,9 @@ fn wait(prepared: Prepared<'_>, end: &End, keeper: i32, passed_on: &SignalSet) -
         if spoken {
             match end.hear() {
                 Some(Message::Over { code, text }) => {
+                    // A plimsoll in the tree was ended with it; what it looked after is gone as well, and its record goes
+                    // now, while the keeper goes too.
+                    let _ = sweep(prepared.options.runtime_dir, prepared.options.state_dir);
                     let _ = spawn::wait_for(keeper);
                     prepared.boundary.leave_leaf();
                     return Ended { code, text };

@@ -28,7 +28,7 @@ use plimsoll_kernel::tree::{Tree, command_line, members_of_group, name_of, tagge
 use plimsoll_model::certificate::{Exit, Largest, Memory, SCHEMA, Tree as TreeFacts};
 use plimsoll_model::ending::{Decision, Delta, Ending, PassedOn, RootExit, Victim};
 use plimsoll_model::{Cause, Certificate, Member, OnLimit, Sample};
-use plimsoll_store::{CertificateStore, ProcessRef};
+use plimsoll_store::ProcessRef;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
@@ -52,9 +52,6 @@ const NOTE_EVERY: Duration = Duration::from_millis(100);
 /// And no more than this part of the time is spent on it, or on listing: one in so many.
 const NOTE_COST: u32 = 20;
 
-/// The store that was opened ahead is closed again when the run turns out to be no short one.
-const STORE_KEPT: Duration = Duration::from_secs(1);
-
 /// Members are listed for the certificate at most so often: who is large changes slowly, and looks are many.
 const LIST_EVERY: Duration = Duration::from_millis(10);
 
@@ -75,6 +72,12 @@ const LOST_KEPT: Duration = Duration::from_secs(2);
 
 /// Pids kept as a hint for reading the kernel's log.
 const PIDS_KEPT: usize = 64;
+
+/// Far from the line members are measured at most so often,
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
+
+/// and for no more than this part of the time: one in so many.
+const MEASURE_COST: u32 = 1000;
 
 /// A measurement walks at most so many bytes of mappings, so that it does not itself take too long.
 const MEASURE_AT_MOST: u64 = 1 << 30;
@@ -109,10 +112,10 @@ pub(crate) struct Keeper<'a> {
     victims: Vec<Victim>,
     /// The last signal that was passed on to the root.
     passed_on: Option<PassedOn>,
-    /// Opened while the root gets going, for the certificate of a short run.
-    store: Option<CertificateStore>,
     /// When the members are to be listed again, since the start.
     list_next: Duration,
+    /// When the members may be measured again though the line is far, since the start.
+    measure_next: Duration,
     thrash: Thrash,
     /// When the group was last asked how it fares, since the start.
     strained: Duration,
@@ -173,8 +176,8 @@ impl<'a> Keeper<'a> {
             read: None,
             victims: Vec::new(),
             passed_on: None,
-            store: None,
             list_next,
+            measure_next: MEASURE_EVERY,
             thrash: Thrash::default(),
             strained: Duration::ZERO,
         }
@@ -253,6 +256,8 @@ impl<'a> Keeper<'a> {
             mask: *mask,
         };
         let pid = launch.start()?;
+        // While its program is only being loaded: a count of the whole machine takes the kernel a while to write.
+        self.prepared.host_oom_kills = host_oom_kills();
         self.started = Instant::now();
         self.root = Process::of(pid).ok();
         self.pids.push(pid);
@@ -291,7 +296,6 @@ impl<'a> Keeper<'a> {
         let mut grace: Option<(Instant, Decision)> = None;
         let timeout = spec.timeout.map(|limit| (self.started.after(limit), limit));
         let mut kills_seen = 0;
-        let mut opened_ahead = false;
         let mut oom_pending: Option<Instant> = None;
         loop {
             let now = Instant::now();
@@ -318,13 +322,6 @@ impl<'a> Keeper<'a> {
                 self.tree.discover();
                 self.note_members();
                 next_note = Some(Instant::now().after(NOTE_EVERY.max(now.elapsed() * NOTE_COST)));
-            }
-            if !opened_ahead {
-                // The root is only getting going: a short run's end then need not wait for this.
-                opened_ahead = true;
-                self.store = CertificateStore::open_if_free(self.prepared.options.state_dir);
-            } else if now >= self.started.after(STORE_KEPT) {
-                self.store = None;
             }
             // The kernel's notice comes before its kill is counted: look again until it is, for a while.
             if let Some(since) = oom_pending {
@@ -641,11 +638,15 @@ impl<'a> Keeper<'a> {
         let mut held = self.tree.sample();
         let line = self.prepared.spec.limits.memory.unwrap_or(u64::MAX);
         // Measured while there is time for it: later only differences to the measurement are in doubt, and those are
-        // small. At the line the measurement itself would take longer than the growth leaves.
-        let in_doubt = held.upper - held.lower;
-        let near = held.upper >= line / 2 && in_doubt > line.saturating_sub(held.upper).max(line / 32);
-        if held.lower < line && (held.upper >= line || near) {
+        // small. At the line the measurement itself would take longer than the growth leaves; far from it, it lets looks
+        // be rarer.
+        let (in_doubt, headroom) = (held.upper - held.lower, line.saturating_sub(held.upper));
+        let near = held.upper >= line / 2 && in_doubt > headroom.max(line / 32);
+        let at_leisure = in_doubt > headroom / 8 && at >= self.measure_next;
+        if held.lower < line && (held.upper >= line || near || at_leisure) {
+            let began = Instant::now();
             held = self.tree.measure(MEASURE_AT_MOST);
+            self.measure_next = at + MEASURE_EVERY.max(began.elapsed() * MEASURE_COST);
         }
         self.push(at, held.upper, u64::from(held.processes));
         // A measurement that could not be completed leaves the upper bound to decide: the line is a promise.
@@ -831,11 +832,8 @@ impl Keeper<'_> {
         std::fs::remove_file(self.prepared.registration.path())
     }
 
-    fn store(&mut self, certificate: &Certificate) -> Result<(), plimsoll_store::CertificateError> {
-        match &mut self.store {
-            Some(store) => store.insert(certificate),
-            None => CertificateStore::open(self.prepared.options.state_dir)?.insert(certificate),
-        }
+    fn store(&self, certificate: &Certificate) -> Result<(), plimsoll_store::CertificateError> {
+        plimsoll_store::inbox::append(self.prepared.options.state_dir, certificate)
     }
 
     fn ending(&mut self, exit: RootExit, decision: Option<Decision>) -> Ending {
@@ -1037,7 +1035,8 @@ fn reference(process: Process) -> ProcessRef {
 }
 
 fn cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+    // Not `available_parallelism`: quotas spread over a period, a burst within one runs on all of these.
+    rustix::thread::sched_getaffinity(None).map_or(1, |cpus| cpus.count())
 }
 
 #[cfg(test)]
