@@ -8,18 +8,20 @@
 //! start after the root was forked. Lanes of output end when the last writer has gone, so after the tree is dead
 //! [`Relay::finish`] waits for what is still in the pipes; the lane of input ends with this process.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use plimsoll_kernel::KernelError;
 use plimsoll_kernel::clock::Instant;
 use plimsoll_kernel::pty::{Pty, RawTerminal};
 use plimsoll_model::spec::Overflow;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::log::{LogReport, RotatingLog};
@@ -27,7 +29,8 @@ use crate::log::{LogReport, RotatingLog};
 /// Bytes copied at a time.
 const CHUNK: usize = 8 << 10;
 
-/// Chunks that wait for a slow disk in `drop` mode: 32 KiB, beside one being read and one being written.
+/// Chunks that wait for a slow disk in `drop` mode: 32 KiB, beside one being read and one being written, and 8 KiB that
+/// the log keeps of a line.
 const WAITING: usize = 4;
 
 /// How long the end of a run waits for a disk that takes nothing.
@@ -276,59 +279,117 @@ fn log_blocking(mut from: File, mut log: RotatingLog, activity: &AtomicU64) -> L
     }
 }
 
-/// What a chunk of the dropping log is: bytes, or the count of those that found no room.
-struct Chunk {
-    dropped_before: u64,
-    bytes: Vec<u8>,
+/// What waits for the disk in `drop` mode. What finds no room pushes out the oldest: the last words are always there.
+#[derive(Default)]
+struct Waiting {
+    chunks: VecDeque<Vec<u8>>,
+    /// Bytes that were pushed out from before the first chunk, since the last one was taken.
+    dropped: u64,
+    /// What was pushed out last ended within a line.
+    torn: bool,
+    ended: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while the condition holds.
+    fn wait(&self, mut condition: impl FnMut(&mut Waiting) -> bool) -> MutexGuard<'_, Waiting> {
+        self.changed.wait_while(self.lock(), |waiting| condition(waiting)).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts bytes at the end, waiting for room or pushing out the oldest.
+    fn push(&self, bytes: &[u8], may_wait: bool) {
+        let fits = |waiting: &Waiting| waiting.chunks.back().is_some_and(|last| last.len() + bytes.len() <= CHUNK);
+        let mut waiting = self.wait(|waiting| may_wait && waiting.chunks.len() >= WAITING && !fits(waiting));
+        if fits(&waiting)
+            && let Some(last) = waiting.chunks.back_mut()
+        {
+            // Of what is printed in small pieces as much may wait as of what is printed in large ones.
+            return last.extend_from_slice(bytes);
+        }
+        while waiting.chunks.len() >= WAITING
+            && let Some(oldest) = waiting.chunks.pop_front()
+        {
+            waiting.dropped += oldest.len() as u64;
+            waiting.torn = oldest.last() != Some(&b'\n');
+        }
+        let mut chunk = Vec::with_capacity(CHUNK);
+        chunk.extend_from_slice(bytes);
+        waiting.chunks.push_back(chunk);
+        self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    /// The next chunk and how much was dropped before it; `None` after the last.
+    fn take(&self) -> Option<(u64, Vec<u8>)> {
+        let mut waiting = self.wait(|waiting| waiting.chunks.is_empty() && !waiting.ended);
+        let mut chunk = waiting.chunks.pop_front()?;
+        let mut dropped = std::mem::take(&mut waiting.dropped);
+        // The rest of a line whose beginning is gone would pass for a whole one.
+        if std::mem::take(&mut waiting.torn)
+            && let Some(end) = chunk.iter().position(|&byte| byte == b'\n')
+        {
+            chunk.drain(..=end);
+            dropped += end as u64 + 1;
+        }
+        self.changed.notify_all();
+        Some((dropped, chunk))
+    }
 }
 
 fn log_dropping(mut from: File, log: RotatingLog, activity: &AtomicU64) -> LogReport {
-    let (send, receive) = sync_channel::<Chunk>(WAITING);
+    let queue = Arc::new(Queue::default());
     let (ended, end) = sync_channel(1);
+    let taken = Arc::clone(&queue);
     let writer = thread(move || {
-        let _ = ended.send(write_chunks(log, &receive));
+        let _ = ended.send(write_chunks(log, &taken));
     });
     if writer.is_err() {
         return LogReport::default();
     }
-    let mut dropped = 0;
-    let mut total = 0;
+    let mut buffer = [0; CHUNK];
     loop {
-        let mut bytes = vec![0; CHUNK];
-        let count = next(&mut from, &mut bytes);
+        let count = next(&mut from, &mut buffer);
         activity.store(now_ms(), Ordering::Relaxed);
         if count == 0 {
             break;
         }
-        bytes.truncate(count);
-        match offer(&send, Chunk { dropped_before: dropped, bytes }) {
-            Ok(()) => dropped = 0,
-            Err(lost) => {
-                dropped += lost;
-                total += lost;
-            }
-        }
+        // Nobody prints any more: nobody is held up by what is left in the pipe.
+        queue.push(&buffer[..count], hung_up(&from));
     }
-    // The last word is waited for: nothing more is being printed.
-    let _ = send.send(Chunk { dropped_before: dropped, bytes: Vec::new() });
-    drop(send);
-    let unsaid = end.recv().unwrap_or(0);
-    LogReport { dropped: total + unsaid }
+    queue.end();
+    LogReport { dropped: end.recv().unwrap_or(0) }
 }
 
-fn offer(send: &SyncSender<Chunk>, chunk: Chunk) -> Result<(), u64> {
-    send.try_send(chunk).map_err(|error| match error {
-        TrySendError::Full(chunk) | TrySendError::Disconnected(chunk) => chunk.bytes.len() as u64,
-    })
+/// Whether the last writer of this pipe has gone.
+fn hung_up(pipe: &File) -> bool {
+    let mut fds = [PollFd::new(pipe, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
-fn write_chunks(mut log: RotatingLog, receive: &Receiver<Chunk>) -> u64 {
-    while let Ok(chunk) = receive.recv() {
-        log.drop_bytes(chunk.dropped_before as usize);
-        log.own_up();
-        log.write(&chunk.bytes);
+/// Answers how many bytes were dropped, here or before.
+fn write_chunks(mut log: RotatingLog, queue: &Queue) -> u64 {
+    let mut total = 0;
+    while let Some((dropped, bytes)) = queue.take() {
+        total += dropped;
+        log.drop_bytes(dropped as usize);
+        log.write(&bytes);
     }
-    log.unsaid()
+    log.own_up();
+    total + log.unsaid()
 }
 
 #[cfg(test)]
@@ -426,6 +487,7 @@ mod tests {
         // Behind all that the log wrote, so that the reader knows where to stop; the log may have dropped any other end.
         end.write_all(b"THE END\n").unwrap();
         let text = String::from_utf8(reader.join().unwrap()).unwrap();
+        assert!(text.lines().all(|line| !line.contains("[plimsoll: ") || line.starts_with("[plimsoll: ")));
         let said: usize = text
             .match_indices("[plimsoll: ")
             .map(|(at, found)| text[at + found.len()..].split(' ').next().unwrap().parse::<usize>().unwrap())
@@ -433,6 +495,36 @@ mod tests {
         let written = text.bytes().filter(|&byte| byte == b'x').count();
         assert_eq!(said + written, printed, "{said} said, {written} written");
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_last_words_are_not_dropped() {
+        for hangs_up_first in [false, true] {
+            let dir = scratch(&format!("last-{hangs_up_first}"));
+            let (relay, mut child, disk) = fifo_log(&dir, Overflow::Drop);
+            let stays = (!hangs_up_first).then(|| child.try_clone().unwrap());
+            for n in 0..600_000 {
+                writeln!(child, "{n}").unwrap();
+            }
+            // Taken in while the disk still takes nothing, by a writer that stays, or left in the pipe by one that goes.
+            child.write_all(b"err\nTHE END\n").unwrap();
+            drop(child);
+            while stays.as_ref().is_some_and(|child| rustix::io::ioctl_fionread(child).unwrap() > 0) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let text = String::from_utf8(drain(disk, usize::MAX)).unwrap();
+            drop(stays);
+            assert!(text.ends_with("\n599999\nerr\nTHE END\n"), "{}", &text[text.len() - 80..]);
+            assert!(relay.finish().unwrap().dropped > 0);
+            // Every line is whole: the numbers go up, with markers in their gaps.
+            let mut last = None;
+            for line in text.lines().filter(|line| !line.starts_with("[plimsoll: ")).filter(|line| line.len() <= 6) {
+                let Ok(number) = line.parse::<u32>() else { continue };
+                assert!(last.is_none_or(|last| number > last), "{number} behind {last:?}");
+                last = Some(number);
+            }
+            std::fs::remove_dir_all(dir).unwrap();
+        }
     }
 
     #[test]
