@@ -22,6 +22,7 @@ use plimsoll_kernel::cgroup::probe::Surrounding;
 use plimsoll_kernel::cgroup::{surroundings, teardown};
 use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::procfs::Process;
+use plimsoll_kernel::pty::is_in_foreground;
 use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Job, Launch, SpawnError, Step, Wait};
 use plimsoll_kernel::tree::{Tree, command_line, members_of_group, name_of, tagged};
@@ -35,7 +36,7 @@ use rustix::process::Signal;
 use crate::channel::{End, Message};
 use crate::front::{Prepared, host_oom_kills, swap_limit, unmake};
 use crate::log::LogReport;
-use crate::relay::{Plan, Relay};
+use crate::relay::{Ends, Relay};
 
 /// How often a tree is looked at for its history when no line asks for more.
 const HISTORY_EVERY: Duration = Duration::from_secs(1);
@@ -214,9 +215,17 @@ impl<'a> Keeper<'a> {
             }
             Err(error) => return self.refuse(&error.to_string()),
         };
+        let by_itself = finish.decision.is_none() && !matches!(finish.exit, RootExit::Signal(_) | RootExit::Unknown);
         let (code, text) = self.finish(finish.exit, finish.decision);
-        if let Some(front) = &self.front {
-            front.say(&Message::Over { code, text });
+        self.say_over(code, by_itself, text);
+    }
+
+    fn say_over(&self, code: u8, by_itself: bool, text: String) {
+        let Some(front) = &self.front else { return };
+        front.say(&Message::Over { code, by_itself, text });
+        // One that was stopped with its tree has nothing to be stopped for any more.
+        if rustix::process::getppid().is_some_and(|parent| parent.as_raw_nonzero().get() == self.prepared.front) {
+            let _ = signal::send(self.prepared.front, Signal::CONT.as_raw());
         }
     }
 
@@ -227,15 +236,17 @@ impl<'a> Keeper<'a> {
         self.tree.kill_until_empty(&mut reap);
         let _ = self.prepared.boundary.remove();
         let text = format!("plimsoll: error: {}: {why}\n", self.prepared.spec.name);
-        let _ = self.prepared.registration.remove();
+        let _ = self.forget();
         unmake(&self.prepared.made);
-        if let Some(front) = &self.front {
-            front.say(&Message::Over { code: 125, text });
-        }
+        self.say_over(125, true, text);
     }
 
     fn start(&mut self) -> Result<(), SpawnError> {
-        let ends = self.prepared.output.take().unwrap_or(Plan::Own).open()?;
+        let ends =
+            self.prepared.output.take().map_or_else(|| Ok(Ends::default()), |plan| plan.open(self.prepared.front))?;
+        if let Some(pty) = ends.terminal() {
+            pty.lead_session()?;
+        }
         let Prepared { spec, boundary, mask, job, id, registration, .. } = &self.prepared;
         let (join, into) = boundary.entrance();
         let mut env: Vec<_> = std::env::vars_os()
@@ -252,7 +263,10 @@ impl<'a> Keeper<'a> {
             into,
             lock: Some(registration.as_fd()),
             oom_score_adj: spec.limits.oom_score_adj,
-            job: ends.terminal().map_or(*job, |terminal| Job::Session(terminal.as_raw_fd())),
+            job: match ends.terminal() {
+                Some(pty) if ends.in_foreground() => Job::Foreground(pty.slave().as_raw_fd()),
+                _ => *job,
+            },
             mask: *mask,
         };
         let pid = launch.start()?;
@@ -271,8 +285,12 @@ impl<'a> Keeper<'a> {
             }
         };
         // The root runs in its session and with our priority as it was; from here on ours is our own. Outside the
-        // session no key and no hang-up of the terminal reaches us.
-        let _ = rustix::process::setsid();
+        // session no key and no hang-up of the terminal reaches us. Without a terminal we stay in it, beside our group:
+        // where the parent is in another session nothing of job control stops a process.
+        let _ = match self.prepared.job {
+            Job::Shared => rustix::process::setsid().map(|_| ()),
+            _ => rustix::process::setpgid(None, None),
+        };
         spawn::run_before_others();
         self.prepared.record.root = self.root.map(reference);
         // The registry is for the next plimsoll: without it only the tag and the groups are left to sweep by.
@@ -448,15 +466,8 @@ impl<'a> Keeper<'a> {
         let front = self.front.as_ref()?;
         match front.hear() {
             Some(Message::Signal { signal: number, sender, seen }) => {
-                if number == Signal::WINCH.as_raw()
-                    && let Some(relay) = &self.relay
-                {
-                    relay.resize();
-                }
                 self.passed_on = Some(PassedOn { signal: number, sender });
-                if !seen && let Some(root) = self.root {
-                    let _ = signal::send(root.pid, number);
-                }
+                self.pass_on(number, sender, seen);
                 if number == Signal::TERM.as_raw() && grace.is_none() {
                     let by = if sender > 0 { format!(" by pid {sender}") } else { String::new() };
                     let decision = Decision::Stopped(format!("SIGTERM was sent to plimsoll{by}"));
@@ -470,8 +481,56 @@ impl<'a> Keeper<'a> {
                 let reason =
                     format!("plimsoll (pid {}) was killed, and the tree was ended with it", self.prepared.front);
                 self.front = None;
+                // At once: the user's shell has the terminal already.
+                if let Some(relay) = &mut self.relay {
+                    relay.detach();
+                }
                 Some(Finish { exit: RootExit::Unknown, decision: Some(Decision::Bereft(reason)) })
             }
+        }
+    }
+
+    /// Passes on what was sent to the front. At a terminal of the tree's own, what the user's terminal says is said again.
+    fn pass_on(&mut self, number: i32, sender: i32, seen: bool) {
+        let Some(root) = self.root else { return };
+        let from_terminal = sender == 0;
+        let mut whole_group = false;
+        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.has_terminal()) {
+            if number == Signal::WINCH.as_raw() {
+                relay.resize();
+                if from_terminal {
+                    return;
+                }
+            }
+            if number == Signal::CONT.as_raw() {
+                if is_in_foreground(self.prepared.front) {
+                    relay.attach(root.pid);
+                } else {
+                    relay.detach();
+                }
+            }
+            // A key, and what undoes Ctrl-Z, is for all of a job.
+            whole_group = from_terminal || number == Signal::CONT.as_raw();
+        }
+        if !seen {
+            let _ = signal::send(if whole_group { -root.pid } else { root.pid }, number);
+        }
+    }
+
+    /// A signal stopped the root: the front stops too, and leaves the user's terminal to the shell.
+    fn stopped(&mut self, root: i32, number: i32) {
+        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.has_terminal()) {
+            let asks = number == Signal::TTIN.as_raw() || number == Signal::TTOU.as_raw();
+            if asks && !relay.is_attached() && is_in_foreground(self.prepared.front) {
+                // It was in the background of its terminal, and may have it.
+                relay.attach(root);
+                let _ = signal::send(-root, Signal::CONT.as_raw());
+                return;
+            }
+            relay.detach();
+        }
+        if let Some(front) = &self.front {
+            front.say(&Message::Stopped { root, signal: number });
         }
     }
 
@@ -502,11 +561,7 @@ impl<'a> Keeper<'a> {
             match wait {
                 Wait::Exited(code) => exit = Some(RootExit::Code(code)),
                 Wait::Signaled(signal) => exit = Some(RootExit::Signal(signal)),
-                Wait::Stopped(_) => {
-                    if let Some(front) = &self.front {
-                        front.say(&Message::Stopped { root: pid });
-                    }
-                }
+                Wait::Stopped(signal) => self.stopped(pid, signal),
                 Wait::Continued => {}
             }
         }
