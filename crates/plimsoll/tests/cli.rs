@@ -238,8 +238,8 @@ fn a_missing_interpreter_is_named() {
 #[test]
 fn a_full_disk_leaves_no_half_made_history() {
     let place = Place::new("full");
-    // No file may be larger than 1 KiB, as if the disk were full: a certificate that names its command twice is.
-    let long = "x".repeat(250);
+    // No file may be larger than 1 KiB, as if the disk were full: with this command a certificate is, and a record is not.
+    let long = "x".repeat(500);
     let script = format!("trap '' XFSZ; ulimit -f 2; $PLIMSOLL run --boundary watchdog -- sh -c ': {long}'");
     let (code, said) = place.shell(&script);
     assert!(code == Some(0) && said.contains("the certificate is not stored"), "{said}");
