@@ -356,18 +356,18 @@ fn log_file_rotates(bench: &Bench) -> Check {
     ensure!(sizes.len() == 3 && sizes.iter().all(|&size| size <= 1 << 20), "{sizes:?}");
     ensure!(sizes.iter().sum::<u64>() > 2 << 20, "{sizes:?}");
     // Lines stay whole, although a pipe is read in pieces that know nothing of lines.
-    for name in ["log", "log.1", "log.2"] {
-        std::fs::remove_file(bench.dir.join(name)).map_err(|error| error.to_string())?;
-    }
-    ended(&bench.run(&options, &["seq", "1", "400000"]), 0, "exited")?;
+    let lines = bench.dir.join("lines");
+    let name = lines.display().to_string();
+    let options = ["--log-file", &name, "--log-max-size", "50k", "--log-max-files", "40"];
+    ended(&bench.run(&options, &["seq", "-f", "%0800.0f", "1", "2000"]), 0, "exited")?;
+    let older = (1..40).rev().map(|number| bench.dir.join(format!("lines.{number}"))).filter(|path| path.exists());
     let mut text = String::new();
-    for name in ["log.2", "log.1", "log"] {
-        let part = std::fs::read_to_string(bench.dir.join(name)).map_err(|error| format!("{name}: {error}"))?;
-        ensure!(part.ends_with('\n'), "{name} ends within a line: {}", &part[part.len() - 20..]);
+    for path in older.chain([lines]) {
+        let part = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        ensure!(part.ends_with('\n'), "{} ends within a line: {:?}", path.display(), part.lines().last());
         text += &part;
     }
-    let first: u32 = text.lines().next().and_then(|line| line.parse().ok()).ok_or("no number")?;
-    ensure!(text.lines().eq((first..=400_000).map(|number| number.to_string())), "not every number from {first}");
+    ensure!(text.lines().eq((1..=2000).map(|number| format!("{number:0800}"))), "not every number");
     Ok(())
 }
 
