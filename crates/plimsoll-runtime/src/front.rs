@@ -272,9 +272,9 @@ fn wait(prepared: Prepared<'_>, end: &End, keeper: i32, passed_on: &SignalSet) -
         drop(fds);
         if signalled && let Some(signals) = &signals {
             while let Some(received) = signals.next() {
-                // The terminal's own signals go to its whole foreground group, and so has whatever a member of our
-                // group sent to all of it: the root has those already.
-                let seen = shared && (received.by_kernel || in_our_group(received.sender));
+                // The terminal's own signals go to its whole foreground group: the root has those already. What a member
+                // of our group sent may have gone to all of it as well; that cannot be told, and twice is better than never.
+                let seen = shared && received.by_kernel;
                 end.say(&Message::Signal { signal: received.signal, sender: received.sender, seen });
             }
         }
@@ -294,10 +294,6 @@ fn wait(prepared: Prepared<'_>, end: &End, keeper: i32, passed_on: &SignalSet) -
             }
         }
     }
-}
-
-fn in_our_group(pid: i32) -> bool {
-    pid > 0 && group_of(pid) == Some(rustix::process::getpgrp())
 }
 
 fn group_of(pid: i32) -> Option<Pid> {

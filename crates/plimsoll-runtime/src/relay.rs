@@ -527,14 +527,7 @@ mod tests {
 
     fn fifo_log(dir: &std::path::Path, overflow: Overflow) -> (Relay, File, File) {
         let path = dir.join("slow");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &path,
-            FileType::Fifo,
-            rustix::fs::Mode::from_raw_mode(0o600),
-            0,
-        )
-        .unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0).unwrap();
         // A reader must be there before a writer can be; it reads when it likes: the slow disk.
         let disk = File::from(
             rustix::fs::open(&path, rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
