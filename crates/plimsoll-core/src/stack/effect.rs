@@ -52,8 +52,8 @@ pub enum Effect {
         instance: Instance,
         /// Counts the probes of this instance.
         probe: u64,
-        /// The test, which may still hold `${PORT}`.
-        test: Arc<ServiceSpec>,
+        /// With the test, which may still hold `${PORT}`.
+        spec: Arc<ServiceSpec>,
         /// End it after this and answer `TimedOut`.
         timeout: Duration,
     },

@@ -1,11 +1,18 @@
 //! What `status --json` shows: the contract's words, and some more.
 
+use std::time::Duration;
+
 use plimsoll_model::Cause;
 use serde::{Deserialize, Serialize};
 
+use super::Stack;
+use super::backoff::Backoff;
 use super::event::Waiting;
 use super::ladder::Stage;
 use super::name::Name;
+use super::replica::{Replica, Rest};
+use super::service::Service;
+use crate::slope::forecast_ms;
 
 /// The whole stack at one instant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -164,4 +171,79 @@ pub struct ScaleRow {
     pub min: u32,
     /// At most.
     pub max: u32,
+}
+
+impl Stack {
+    /// What an operator sees at `now`.
+    #[must_use]
+    pub fn snapshot(&self, now: Duration) -> Snapshot {
+        let waiting = self.services.values().flat_map(|service| service.replicas.values());
+        let queued = waiting.filter(|r| r.run.is_none() && matches!(r.waiting, Some(Waiting::Room { .. }))).count()
+            + self.guests.values().filter(|guest| !guest.is_admitted).count();
+        let rows = self.services.values().flat_map(|service| {
+            let scale = ScaleRow {
+                current: service.available(),
+                target: if service.off.is_some() { 0 } else { service.target },
+                min: service.bounds().0,
+                max: service.spec.scale.map_or(service.target, |_| service.bounds().1),
+            };
+            service.replicas.iter().map(move |(&number, replica)| self.row(now, service, number, replica, scale))
+        });
+        Snapshot {
+            host: HostRow {
+                load_1m: self.host.load_1m,
+                swap_used_bytes: self.host.swap_used_bytes,
+                io_wait_percent: self.host.io_wait_percent,
+                available_bytes: self.host.available_bytes,
+            },
+            budget: BudgetRow {
+                limit_bytes: self.budget,
+                used_bytes: self.used,
+                admitted_bytes: self.claims(),
+                stage: self.ladder.stage(),
+                forecast_ms: self.forecast(),
+                queued: queued as u32,
+            },
+            services: rows.collect(),
+            alerts: self
+                .alerts
+                .iter()
+                .filter(|alert| alert.is_firing())
+                .map(|alert| alert.spec().when.clone())
+                .collect(),
+        }
+    }
+
+    fn row(&self, now: Duration, service: &Service, number: u32, replica: &Replica, scale: ScaleRow) -> ServiceRow {
+        let run = replica.run.as_deref();
+        let has_check = service.spec.healthcheck.is_some();
+        let line = run.map_or_else(|| self.shares.line(&service.spec), |run| run.line);
+        ServiceRow {
+            name: service.name.clone(),
+            replica: number,
+            state: replica.state(),
+            pid: run.and_then(|run| run.pid),
+            listen: service.spec.listen.map(|listen| listen.to_string()),
+            port: run.and_then(|run| run.port),
+            memory_bytes: run.map_or(0, |run| run.memory),
+            limit_bytes: line,
+            admitted_bytes: replica.claim,
+            stage: run.map_or(Stage::Normal, |run| run.ladder.stage()),
+            cpu_percent: run.and_then(|run| run.cpu.percent()).unwrap_or(0.0),
+            throttled_percent: run.map_or(0.0, |run| run.cpu.throttled_percent()),
+            processes: run.map_or(0, |run| run.processes),
+            restarts: replica.restarts,
+            attempt: replica.backoff.attempt(),
+            max_attempts: Backoff::most(service.spec.restart),
+            circuit_open: replica.backoff.is_open(service.spec.restart),
+            oom_kills: replica.oom_kills + run.map_or(0, |run| run.oom_kills),
+            last_cause: replica.last_cause,
+            health: run
+                .map_or(if has_check { HealthWord::Starting } else { HealthWord::None }, |run| run.health.word()),
+            uptime_ms: run.filter(|run| run.pid.is_some()).map(|run| now.saturating_sub(run.since).as_millis() as u64),
+            forecast_ms: run.and_then(|run| forecast_ms(line.saturating_sub(run.memory), run.history.growth())),
+            waiting: replica.waiting.clone().filter(|_| run.is_none() && matches!(replica.rest, Rest::Waiting(_))),
+            scale,
+        }
+    }
 }
