@@ -48,15 +48,14 @@ impl Alert {
         self.since.filter(|_| !self.is_firing).map(|since| since + self.spec.lasting)
     }
 
-    /// Judges a reading; what cannot be read changes nothing. Answers the event of an edge.
+    /// Judges a reading; of what is not there no condition holds. Answers the event of an edge.
     pub fn look(&mut self, now: Duration, reading: Option<Reading>) -> Option<Event> {
-        let Reading { value, whole } = reading?;
+        let Reading { value, whole } = reading.unwrap_or(Reading { value: 0, whole: 0 });
         let (value, threshold) = match self.spec.threshold {
             Threshold::Number(number) => (value as f64, number as f64),
-            Threshold::Percent(_) if whole == 0 => return None,
-            Threshold::Percent(percent) => (value as f64 * 100.0 / whole as f64, percent),
+            Threshold::Percent(percent) => (value as f64 * 100.0 / whole.max(1) as f64, percent),
         };
-        let holds = if self.spec.above { value > threshold } else { value < threshold };
+        let holds = reading.is_some() && if self.spec.above { value > threshold } else { value < threshold };
         if !holds {
             self.since = None;
             let was_firing = std::mem::take(&mut self.is_firing);
@@ -96,11 +95,13 @@ mod tests {
         assert_eq!(alert.next_due(), Some(S(11)));
         assert_eq!(alert.look(S(5), read(10)), None, "a dip begins anew");
         assert_eq!(alert.look(S(6), read(170)), None);
-        assert_eq!(alert.look(S(12), None), None);
         assert!(matches!(alert.look(S(16), read(170)), Some(Event::AlertFiring { value: 85.0, threshold: 80.0, .. })));
         assert_eq!(alert.look(S(17), read(180)), None, "once");
         assert!(alert.is_firing() && alert.next_due().is_none());
         assert!(matches!(alert.look(S(18), read(100)), Some(Event::AlertResolved { .. })));
+        alert.look(S(18), read(170));
+        assert_eq!(alert.look(S(18), None), None, "not there: it begins anew");
+        assert_eq!(alert.next_due(), None);
         assert_eq!(alert.look(S(19), read(100)), None);
     }
 

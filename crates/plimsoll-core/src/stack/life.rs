@@ -138,7 +138,7 @@ impl Stack {
         if !is_evicted {
             replica.evictions = 0;
         }
-        let was_good = run.is_good || run.health.fine_for(now) >= GOOD_RUN;
+        let was_good = run.is_good || run.pid.is_some() && run.health.fine_for(now) >= GOOD_RUN;
         let is_success = reason.is_none() && end.cause == Cause::Exited;
         let keeps_claim = !is_overdrawn && is_wanted && !replica.is_leaving;
         replica.rest = Rest::Idle;

@@ -190,6 +190,12 @@ impl Stack {
         self.is_finished
     }
 
+    /// The replicas that there are, running or not, by service and number.
+    pub fn replicas(&self) -> impl Iterator<Item = (&Name, u32)> {
+        let of = |service: &Service| service.replicas.keys().copied().collect::<Vec<u32>>();
+        self.services.values().flat_map(move |service| of(service).into_iter().map(|number| (&service.name, number)))
+    }
+
     /// Whether this rule is broken on purpose.
     fn breaks(&self, rule: Rule) -> bool {
         self.sabotage.breaks(rule)

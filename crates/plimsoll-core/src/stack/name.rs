@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A service's name. Cheap to copy, for it stands in every effect and event.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Name(Arc<str>);
 
 impl From<&str> for Name {
@@ -36,6 +36,12 @@ impl fmt::Display for Name {
     }
 }
 
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
 impl Serialize for Name {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.serialize_str(&self.0)
@@ -50,7 +56,7 @@ impl<'de> Deserialize<'de> for Name {
 
 /// One process tree. Every start has a generation of its own, so that what is told late about an earlier one is
 /// recognised.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Instance {
     /// The service.
     pub service: Name,
@@ -64,6 +70,13 @@ impl fmt::Display for Instance {
     /// `api/1`, as in messages: the generation is for machines.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.service, self.replica)
+    }
+}
+
+impl fmt::Debug for Instance {
+    /// `api/1#3`, with the generation: histories of steps are read by people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}#{}", self.service, self.replica, self.generation)
     }
 }
 

@@ -125,9 +125,10 @@ impl Run {
     /// A start costs more than running: until it is up, or for a while.
     pub(super) fn is_starting(&self, now: Duration) -> bool {
         const LONGEST: Duration = Duration::from_secs(10);
-        self.ending.is_none()
-            && (self.pid.is_none()
-                || self.health.word() == HealthWord::Starting && now.saturating_sub(self.since) < LONGEST)
+        self.pid.is_none()
+            || self.ending.is_none()
+                && self.health.word() == HealthWord::Starting
+                && now.saturating_sub(self.since) < LONGEST
     }
 
     /// Whether it had the time to become as large as it becomes: from then on it counts for the machine with what it holds.
