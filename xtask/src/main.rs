@@ -12,6 +12,7 @@ mod guest;
 mod options;
 mod packages;
 mod place;
+mod sim;
 mod suite;
 mod summary;
 mod test;
@@ -23,6 +24,7 @@ const USAGE: &str = "usage: cargo xtask VERB
   test [FAMILY…]     all tests, or those families whose names begin so; --list names them
   soak [FAMILY…]     the same with whole counts
   fuzz [TARGET…]     the parsers against made-up inputs: --runs N, --seconds N, --seed N, --replay FILE, --list
+  sim                the stack's state machine against made-up machines: --seeds N, --seed S
   guest -- COMMAND   a command on a kernel of its own: --mode v2|v2-swap|v2-delegated|v1|hybrid, --memory MIB
   docker -- COMMAND  a command in an ordinary container with a memory limit of its own
   bench run          what `run` costs, both sides measured in one run; --quick for a fifth of the rounds
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         "test" => test::main(test::Extent::Part, rest),
         "soak" => test::main(test::Extent::Whole, rest),
         "fuzz" => fuzz::main(rest),
+        "sim" => sim::main(rest),
         "bench" => bench::main(rest),
         "guest" => guest::main(rest),
         "docker" => docker::main(rest),

@@ -12,7 +12,7 @@ use crate::place::{self, Place};
 use crate::suite::{SEED, Suite};
 use crate::summary::{self, Counts, Row, Verdict};
 use crate::workspace::{self, Binaries};
-use crate::{deny, fuzz, packages};
+use crate::{deny, fuzz, packages, sim};
 
 /// How much of what is counted in hundreds is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,8 @@ enum Work {
     Cargo,
     /// The fuzz targets, each with so many inputs.
     Fuzz,
+    /// The stack's state machine against made-up machines.
+    Sim,
     /// A suite of the test kit in a place.
     Kit(Suite, Place),
     /// Programs that people run, held for real.
@@ -59,6 +61,7 @@ const FAMILIES: &[Family] = &[
     family("dependencies", Work::Dependencies),
     family("cargo", Work::Cargo),
     family("fuzz", Work::Fuzz),
+    family("sim", Work::Sim),
     family("conform_machine", Work::Kit(Suite::Conform, Place::Machine)),
     family("conform_unprivileged", Work::Kit(Suite::Conform, Place::Unprivileged)),
     family("conform_container", Work::Kit(Suite::Conform, Place::Container)),
@@ -231,6 +234,7 @@ impl Runner {
                 })
             }
             Work::Fuzz => fuzz::run(&fuzz::targets()?, fuzz::Effort::of(self.extent), deadline, counts),
+            Work::Sim => Ok(sim::run(SEED, sim::seeds(self.extent), deadline, counts)),
             Work::Kit(suite, place) => {
                 let arguments = suite.arguments(place.tier()?, place, self.extent);
                 println!("plimsoll-testkit {}", arguments.join(" "));
@@ -281,7 +285,7 @@ fn available(work: Work) -> Result<(), Failure> {
         Work::RealPrograms => programs(),
         Work::RunawayWorker(place) => programs().and_then(|()| place.available()),
         Work::Fuzz if which("c++").is_none() => Err(Failure("there is no c++ to compile libFuzzer with".to_owned())),
-        Work::Fuzz | Work::Format | Work::Lints | Work::Dependencies | Work::Cargo => Ok(()),
+        Work::Fuzz | Work::Format | Work::Lints | Work::Dependencies | Work::Cargo | Work::Sim => Ok(()),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod history;
 pub mod redact;
 pub mod slope;
+pub mod stack;
 pub mod thrash;
 pub mod verdict;
 pub mod watch;

@@ -1,0 +1,224 @@
+//! One stack: the pure state machine behind `plimsoll up`.
+//!
+//! ```text
+//! Input ─► step(now) ─► Effect      the same code under the supervisor and under the simulator
+//! ```
+//! `now` is the time since some fixed instant, by a clock that never goes back; times in here are such times. Nothing is
+//! assumed to have worked: an effect's result is a later input.
+//!
+//! | page | story |
+//! |---|---|
+//! | `input`, `effect`, `event`, `snapshot`, `name` | the words spoken with the outside |
+//! | `backoff`, `health`, `ladder`, `cpu`, `reclaim`, `look` | one replica: restarts, probes, its line, its processor, when to look |
+//! | `admission`, `victim`, `depend`, `autoscale`, `alerts` | all of them: who may start, who has to go, in which order, how many, who is told |
+//! | `replica`, `service` | what is kept of each |
+//! | `load`, `commands`, `life`, `pressure`, `settle` | the steps: what a file changes, what was asked, starts and ends, measures, and what follows |
+//!
+//! A step takes the input into the state, does what is due by time, and then *settles*: it compares what is wanted with what
+//! is, and asks for the difference. So whatever is interrupted, refused or overtaken is asked for again by itself.
+
+pub mod admission;
+pub mod alerts;
+pub mod autoscale;
+pub mod backoff;
+mod commands;
+pub mod cpu;
+pub mod depend;
+pub mod effect;
+pub mod event;
+pub mod health;
+pub mod input;
+pub mod ladder;
+mod life;
+mod load;
+pub mod look;
+pub mod name;
+mod pressure;
+pub mod reclaim;
+mod replica;
+pub mod sabotage;
+mod service;
+mod settle;
+pub mod snapshot;
+#[cfg(test)]
+mod tests;
+pub mod victim;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use plimsoll_model::stack::BudgetSpec;
+
+pub use effect::{Answer, Effect, Refusal};
+pub use event::Event;
+pub use input::{Command, Input};
+pub use ladder::Stage;
+pub use name::{Instance, Name, Request};
+pub use snapshot::Snapshot;
+
+use admission::Shares;
+use alerts::Alert;
+use commands::{Guest, Pending};
+use input::{HostSample, Remembered};
+use ladder::Ladder;
+use look::Pace;
+use sabotage::{Rule, Sabotage};
+use service::Service;
+use victim::Owed;
+
+use crate::history::History;
+
+/// Whoever is so late was not running, or the machine slept.
+const JUMP: Duration = Duration::from_secs(5);
+
+/// Between two looks at every process that holds much.
+const CENSUS: Duration = Duration::from_secs(300);
+
+/// The state of one stack.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    now: Duration,
+    /// When the next step is due, as of the last one.
+    due: Option<Duration>,
+    /// What the machine or container has, bytes.
+    total: u64,
+    cores: u32,
+    budget_spec: BudgetSpec,
+    /// What all services together may hold, bytes.
+    budget: u64,
+    shares: Shares,
+    services: BTreeMap<Name, Service>,
+    /// Their names, each behind all that it depends on.
+    order: Vec<Name>,
+    alerts: Vec<Alert>,
+    remembered: BTreeMap<Name, Remembered>,
+    guests: BTreeMap<Request, Guest>,
+    pending: Vec<Pending>,
+    /// The budget's ladder, and what it was told.
+    ladder: Ladder,
+    pace: Pace,
+    history: History,
+    used: u64,
+    host: HostSample,
+    /// The victim whose bytes are not accounted for.
+    owed: Option<Owed>,
+    /// It was told that nobody may be evicted.
+    is_told_nobody: bool,
+    next_census: Duration,
+    is_loaded: bool,
+    is_going_down: bool,
+    is_finished: bool,
+    sabotage: Sabotage,
+}
+
+impl Stack {
+    /// An empty stack on a machine or in a container of `total` bytes of memory, with so many processors.
+    #[must_use]
+    pub fn new(total: u64, cores: u32) -> Self {
+        let budget_spec = BudgetSpec::default();
+        Self {
+            now: Duration::ZERO,
+            due: None,
+            total,
+            cores: cores.max(1),
+            budget_spec,
+            budget: budget_spec.bytes(total),
+            shares: Shares::default(),
+            services: BTreeMap::new(),
+            order: Vec::new(),
+            alerts: Vec::new(),
+            remembered: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            pending: Vec::new(),
+            ladder: Ladder::default(),
+            pace: Pace::default(),
+            history: History::new(),
+            used: 0,
+            host: HostSample::default(),
+            owed: None,
+            is_told_nobody: false,
+            next_census: CENSUS,
+            is_loaded: false,
+            is_going_down: false,
+            is_finished: false,
+            sabotage: Sabotage::default(),
+        }
+    }
+
+    /// Breaks a rule, so that a test can show that this is found.
+    #[cfg(feature = "sabotage")]
+    pub fn sabotage(&mut self, rule: Rule) {
+        self.sabotage = Sabotage { broken: Some(rule) };
+    }
+
+    /// Takes one input at `now` and appends what is to be done, in this order. A `now` before the last one counts as the
+    /// last one.
+    pub fn step(&mut self, now: Duration, input: Input, effects: &mut Vec<Effect>) {
+        self.jump(now.max(self.now), effects);
+        match input {
+            Input::Remember(all) => self.remember(all),
+            Input::Load { request, spec } => self.load(request, &spec, effects),
+            Input::Capacity(total) => self.set_capacity(total),
+            Input::Command { request, command } => self.command(request, command, effects),
+            Input::Started { instance, pid, port } => self.started(&instance, pid, port, effects),
+            Input::StartFailed { instance, why } => self.start_failed(&instance, why, effects),
+            Input::Exited { instance, end } => self.exited(&instance, end, effects),
+            Input::Probed { instance, probe, outcome } => self.probed(&instance, probe, outcome, effects),
+            Input::Sampled(measured) => self.sampled(measured, effects),
+            Input::Drained { instance } => self.drained(&instance, effects),
+            Input::Livelocked { instance, usage, limit } => self.livelocked(&instance, usage, limit, effects),
+            Input::Left { request } => self.left(request),
+            Input::Tick => {}
+        }
+        self.pass_time(effects);
+        self.settle(effects);
+        self.refuse_guests(effects);
+        self.look_at_alerts(effects);
+        self.answer_pending(effects);
+        self.due = self.find_due();
+    }
+
+    /// The latest time for the next step: without another input it is [`Input::Tick`]. `None`: nothing is due.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Duration> {
+        self.due
+    }
+
+    /// Whether `down` is done.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    /// The replicas that there are, running or not, by service and number.
+    pub fn replicas(&self) -> impl Iterator<Item = (&Name, u32)> {
+        let of = |service: &Service| service.replicas.keys().copied().collect::<Vec<u32>>();
+        self.services.values().flat_map(move |service| of(service).into_iter().map(|number| (&service.name, number)))
+    }
+
+    /// Whether this rule is broken on purpose.
+    fn breaks(&self, rule: Rule) -> bool {
+        self.sabotage.breaks(rule)
+    }
+
+    /// Takes the time. Whoever was away does not blame others for what they could not tell him.
+    fn jump(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        self.now = now;
+        let Some(late) = self.due.map(|due| now.saturating_sub(due)).filter(|&late| late >= JUMP) else { return };
+        for run in self.services.values_mut().flat_map(|s| s.replicas.values_mut()).filter_map(|r| r.run.as_mut()) {
+            run.health.shift(late);
+            if let Some(ending) = &mut run.ending {
+                ending.step = ending.step.later(late);
+            }
+        }
+        effects.push(Effect::Emit(Event::TimeJumped { by_ms: late.as_millis() as u64 }));
+    }
+
+    /// The budget's claims, bytes.
+    fn claims(&self) -> u64 {
+        let replicas =
+            self.services.values().flat_map(|service| service.replicas.values()).map(|replica| replica.claim);
+        replicas.sum::<u64>()
+            + self.guests.values().filter(|guest| guest.is_admitted).map(|guest| guest.bytes).sum::<u64>()
+    }
+}
