@@ -394,17 +394,11 @@ pub fn fits(spec: &StackSpec, total: u64, strict: bool) -> Vec<Finding> {
         findings.push(Finding::error("no_budget", message).help("lower `budget.reserve`"));
         return findings;
     }
-    let least = |service: &ServiceSpec| {
-        u64::from(service.scale.map_or(service.replicas, |scale| scale.min.min(service.replicas)))
-    };
-    let most = |service: &ServiceSpec| {
-        u64::from(service.scale.map_or(service.replicas, |scale| scale.max.max(service.replicas)))
-    };
     let mut reserved: Vec<(&String, u64, u64, u64)> = Vec::new();
     let mut alone = false;
     for (name, service) in &spec.services {
         let Some(bytes) = service.mem_reservation else { continue };
-        let count = least(service);
+        let count = u64::from(service.least_replicas());
         if bytes > budget {
             alone = true;
             let message = format!(
@@ -435,7 +429,7 @@ pub fn fits(spec: &StackSpec, total: u64, strict: bool) -> Vec<Finding> {
         .services
         .iter()
         .filter_map(|(name, service)| {
-            let (bytes, count) = (service.mem_limit?, most(service));
+            let (bytes, count) = (service.mem_limit?, u64::from(service.most_replicas()));
             Some((name, bytes, count, bytes.saturating_mul(count)))
         })
         .collect();

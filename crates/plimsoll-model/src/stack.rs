@@ -114,6 +114,20 @@ pub struct ServiceSpec {
     pub scale: Option<ScaleSpec>,
 }
 
+impl ServiceSpec {
+    /// The fewest replicas there may be.
+    #[must_use]
+    pub fn least_replicas(&self) -> u32 {
+        self.scale.map_or(self.replicas, |scale| scale.min.min(self.replicas))
+    }
+
+    /// The most replicas there may be.
+    #[must_use]
+    pub fn most_replicas(&self) -> u32 {
+        self.scale.map_or(self.replicas, |scale| scale.max.max(self.replicas))
+    }
+}
+
 /// `restart:`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RestartPolicy {
