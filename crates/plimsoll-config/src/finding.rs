@@ -155,6 +155,11 @@ impl Findings {
         }
     }
 
+    /// Whatever else is found is not kept.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.len() >= MOST
+    }
+
     pub(crate) fn has_errors(&self) -> bool {
         self.0.iter().any(|finding| finding.severity == Severity::Error)
     }

@@ -171,7 +171,7 @@ impl<'a> Reader<'a> {
             if !entries.iter().any(|entry| entry.key == *required) {
                 let help = table.key(required).map(example).unwrap_or_default();
                 let name = if name.is_empty() { node.span.clone() } else { name.clone() };
-                let finding = Finding::error("missing_key", format!("{} has no `{required}`", table.what));
+                let finding = Finding::error("missing_key", format!("{} has no `{required}`", self.what(table)));
                 self.push(finding.at(self.place(name)).help(help));
             }
         }
@@ -181,6 +181,7 @@ impl<'a> Reader<'a> {
     fn unknown(&mut self, entry: &Entry, table: &'static Table) {
         let name = quote(&entry.key);
         let is_stack = std::ptr::eq(table, &keys::STACK);
+        let of = self.what(table);
         let (id, message, help) = if is_stack && keys::LATER.contains(&entry.key.as_str()) {
             let message = format!("{name} is not yet supported by this version");
             ("not_yet_supported", message, "take it out of the file until it is".to_owned())
@@ -196,10 +197,18 @@ impl<'a> Reader<'a> {
                 let known: Vec<String> = names.map(|name| format!("`{name}`")).collect();
                 format!("known are {}", known.join(", "))
             };
-            ("unknown_key", format!("{} has no key {name}", table.what), help)
+            ("unknown_key", format!("{of} has no key {name}"), help)
         };
         let place = self.place(entry.key_span.clone());
-        self.push(Finding::error(id, message).at(place).label("unknown key").help(help));
+        self.push(Finding::error(id, message).at(place).help(help));
+    }
+
+    /// What a map is, a service by its name.
+    fn what(&self, table: &'static Table) -> String {
+        match &self.service {
+            Some(name) if std::ptr::eq(table, &keys::SERVICE) => format!("the service {}", quote(name)),
+            _ => table.what.to_owned(),
+        }
     }
 
     /// A single value as text, variables filled in; `None` when it is none, which is reported.
@@ -266,7 +275,9 @@ impl<'a> Reader<'a> {
         let found = [format!("${{{name}"), format!("${name}")]
             .iter()
             .find_map(|written| raw.find(written.as_str()).map(|at| at..at + written.len()));
-        found.map_or(span.clone(), |found| span.start + found.start..span.start + found.end)
+        let Some(found) = found else { return span.clone() };
+        let brace = usize::from(raw[found.end..].starts_with('}'));
+        span.start + found.start..span.start + found.end + brace
     }
 
     /// Counts what values grow to; false, and reported, when that is beyond bounds.
@@ -306,7 +317,9 @@ impl<'a> Reader<'a> {
             let found = words.iter().find(|(word, _)| *word == text);
             found.map(|(_, value)| *value).ok_or_else(|| {
                 let bad = Bad::new(format!("{} is not one of its words: {expected}", quote(text)));
-                match nearest(text, words.iter().map(|(word, _)| *word)) {
+                // `healthy` is `service_healthy`.
+                let part = || words.iter().map(|(word, _)| *word).find(|word| text.len() > 2 && word.contains(text));
+                match nearest(text, words.iter().map(|(word, _)| *word)).or_else(part) {
                     Some(near) => bad.help(format!("a similar word exists: `{near}`")),
                     None => bad,
                 }

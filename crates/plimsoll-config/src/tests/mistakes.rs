@@ -30,7 +30,7 @@ pools: {}
         [
             "1:19 `memory`: `120%` is no percentage: write more than 0% and at most 100%",
             "4:14 `command`: there is no command in it",
-            "5:5 a service has no key `mem_limt`",
+            "5:5 the service `api` has no key `mem_limt`",
             "6:14 `restart`: `sometimes` is no restart policy: no, always, on-failure[:n], unless-stopped",
             "8:16 `mem_limit` is a list",
             "10:18 `web` depends on `ap`, and there is no such service",
@@ -39,7 +39,7 @@ pools: {}
     );
     let shown = read.unwrap_err().to_string();
     for part in [
-        "error: a service has no key `mem_limt`\n --> /srv/plimsoll.yaml:5:5\n  |\n5 |     mem_limt: 512m\n  |     ^^^^^^^^ unknown key\n  |\n  = help: a similar key exists: `mem_limit`\n",
+        "error: the service `api` has no key `mem_limt`\n --> /srv/plimsoll.yaml:5:5\n  |\n5 |     mem_limt: 512m\n  |     ^^^^^^^^\n  |\n  = help: a similar key exists: `mem_limit`\n",
         "8 |     mem_limit: [1]\n  |                ^^^ expected a size\n  |\n  = help: for example `mem_limit: 512m`\n",
         "= help: a similar one exists: `api`",
     ] {
@@ -49,7 +49,7 @@ pools: {}
 
 #[test]
 fn keys() {
-    assert_eq!(of_service("ports: ['80:80']"), "4:5 a service has no key `ports`");
+    assert_eq!(of_service("ports: ['80:80']"), "4:5 the service `api` has no key `ports`");
     for (text, message, help) in [
         ("services: {}", "`services`: there is none", "for example"),
         ("budget: {}", "the file has no `services`", "services: {"),
@@ -58,8 +58,8 @@ fn keys() {
         ("sevices: {}", "the file has no key `sevices`", "`services`"),
         ("mem_limit: 1g\nservices: { a: { command: x } }", "the file has no key `mem_limit`", "further right"),
         ("version: '3'\nservices: { a: { command: x } }", "the file has no key `version`", "leave it out"),
-        ("services: { a: { image: redis } }", "a service has no `command`", "for example `command:"),
-        ("services: { a: { image: redis } }", "a service has no key `image`", "there are no images here"),
+        ("services: { a: { image: redis } }", "the service `a` has no `command`", "for example `command:"),
+        ("services: { a: { image: redis } }", "the service `a` has no key `image`", "there are no images here"),
         ("services: { a: { command: x, memLimit: 9m } }", "has no key `memLimit`", "`mem_limit`"),
         ("services: { a: { command: x, zebra: 9m } }", "has no key `zebra`", "known are `command`"),
         ("services: { a: { command: x, command: y } }", "`command` is written twice", "keep one"),
@@ -156,7 +156,7 @@ fn values() {
         ("env_file: none.env", "/srv/none.env cannot be read"),
         ("depends_on: api", "`depends_on` is a single value"),
         ("depends_on: [api]", "`api` depends on itself"),
-        ("depends_on: { api: { condition: healthy } }", "is not one of its words: `service_started`"),
+        ("depends_on: { api: { condition: heathy } }", "is not one of its words: `service_started`"),
         ("depends_on: { api: x }", "the dependency `api` is a single value"),
         ("working_dir: \"a\\0\"", "no path has a zero byte"),
     ] {

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use plimsoll_config::{Finding, Loaded, Look, Severity};
 use plimsoll_model::size::Human;
 use plimsoll_model::stack::{RestartPolicy, ServiceSpec};
@@ -126,7 +126,7 @@ fn sums(loaded: &Loaded) -> (u64, u64) {
 /// A row a service, the sums, and the budget of where we are.
 fn table(loaded: &Loaded, here: Option<(&str, u64)>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
     table.set_header(["SERVICE", "REPLICAS", "LIMIT", "RESERVED", "CPUS", "RESTART", "LISTEN"]);
     let size = |bytes: Option<u64>| bytes.map_or("-".to_owned(), |bytes| Human(bytes).to_string());
     for (name, service) in &loaded.spec.services {
@@ -151,6 +151,7 @@ fn table(loaded: &Loaded, here: Option<(&str, u64)>) -> String {
         column.set_padding((0, if index == 6 { 0 } else { 2 }));
         if (1..5).contains(&index) {
             column.set_cell_alignment(CellAlignment::Right);
+            column.set_constraint(ColumnConstraint::ContentWidth);
         }
     }
     let mut text: String = table.lines().map(|line| line.trim_end().to_owned() + "\n").collect();
@@ -276,5 +277,81 @@ fn finding(finding: &Finding) -> Row<'_> {
         column: place.map(plimsoll_config::Place::column),
         message: &finding.message,
         fix: &finding.help,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loaded(name: &str) -> Loaded {
+        let text = format!(
+            "budget: {{ memory: 1g }}\nservices:\n  {name}: {{ command: x, mem_limit: 512m, mem_reservation: 100m, \
+             cpus: 1.25, restart: unless-stopped, listen: \"[2001:db8:1111:2222:3333:4444:5555:6666]:65535\", \
+             scale: {{ min: 2, max: 4, target_cpu: 70% }} }}\n  b: {{ command: x, env_file: a }}\n"
+        );
+        plimsoll_config::parse(&text, Path::new("/f.yaml"), |_| None, |_| Ok(String::new())).unwrap()
+    }
+
+    #[test]
+    fn a_table_in_eighty_columns() {
+        for name in ["api", &"long-name-".repeat(6)] {
+            let text = table(&loaded(name), Some(("on this machine", 2 << 30)));
+            assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+            for part in
+                ["512 MiB", "1.25", "2-4", "2 GiB", "200 MiB", "budget: 1 GiB of the 2 GiB on this machine; 824 MiB"]
+            {
+                assert!(text.contains(part), "{text}");
+            }
+        }
+        assert!(table(&loaded("a"), None).contains("not known"));
+    }
+
+    #[test]
+    fn one_json_object_whether_right_or_wrong() {
+        let loaded = loaded("api");
+        let findings = loaded.fits(1 << 30);
+        let value: serde_json::Value =
+            serde_json::from_str(&json(Path::new("f.yaml"), Some(&loaded), &findings, Some(("here", 1 << 30))))
+                .unwrap();
+        assert_eq!(value["ok"], true);
+        assert_eq!(value["budget"]["limit_bytes"], 1 << 30);
+        let service = &value["services"][0];
+        assert_eq!(
+            (&service["name"], &service["limit_bytes"], &service["line"]),
+            (&"api".into(), &(512 << 20).into(), &3.into())
+        );
+        assert_eq!((&service["scale"]["min"], &service["cpus"]), (&2.into(), &1.25.into()));
+        assert_eq!(value["total"]["reservation_bytes"], 200 << 20);
+        let finding = &value["findings"][0];
+        assert_eq!((&finding["id"], &finding["severity"]), (&"limits_over_budget".into(), &"warning".into()));
+        assert_eq!((&finding["file"], &finding["line"]), (&"/f.yaml".into(), &3.into()));
+
+        let errors = plimsoll_config::parse("a: 1", Path::new("f"), |_| None, |_| Ok(String::new())).unwrap_err();
+        let value: serde_json::Value =
+            serde_json::from_str(&json(Path::new("f"), None, &errors.findings, None)).unwrap();
+        assert_eq!(
+            (&value["ok"], &value["services"], &value["total"]),
+            (&false.into(), &serde_json::json!([]), &().into())
+        );
+        assert_eq!(value["findings"][0]["column"], 1);
+    }
+
+    #[test]
+    fn findings_are_counted() {
+        let errors = plimsoll_config::parse("a: 1\nb: 1", Path::new("f"), |_| None, |_| Ok(String::new())).unwrap_err();
+        assert_eq!(count(&errors.findings), "3 errors");
+        assert_eq!(count(&loaded("a").fits(1 << 30)), "1 warning");
+    }
+
+    #[test]
+    fn signals_are_called_as_the_kernel_side_calls_them() {
+        for number in (1..32).chain([34, 40, 64]) {
+            let name = plimsoll_kernel::signal::name(number);
+            let name = if number < 32 { name } else { number.to_string() };
+            let text = format!("services: {{ a: {{ command: x, stop_signal: {name} }} }}");
+            let read = plimsoll_config::parse(&text, Path::new("f"), |_| None, |_| Ok(String::new())).unwrap();
+            assert_eq!(read.spec.services["a"].stop_signal, number);
+        }
     }
 }
