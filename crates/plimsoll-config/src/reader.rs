@@ -179,6 +179,9 @@ impl<'a> Reader<'a> {
     }
 
     fn unknown(&mut self, entry: &Entry, table: &'static Table) {
+        if self.findings.is_full() {
+            return;
+        }
         let name = quote(&entry.key);
         let is_stack = std::ptr::eq(table, &keys::STACK);
         let of = self.what(table);

@@ -1,6 +1,7 @@
 //! The whole file: budget, alerts, services, and what they have to do with each other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use plimsoll_model::size::Human;
@@ -127,7 +128,9 @@ fn dependencies(reader: &mut Reader<'_>, all: &Services, depends: &BTreeMap<Stri
 }
 
 fn similar(name: &str, names: &BTreeSet<String>) -> String {
-    match nearest(name, names.iter().map(String::as_str)) {
+    /// Among more names than these nobody is helped by one that is only similar.
+    const COMPARED: usize = 1000;
+    match nearest(name, names.iter().take(COMPARED).map(String::as_str)) {
         Some(near) => format!("a similar one exists: {}", quote(near)),
         None => {
             let known: Vec<String> = names.iter().take(10).map(|name| quote(name)).collect();
@@ -205,13 +208,15 @@ fn peel(left: &mut BTreeMap<&str, Vec<(&str, &Place)>>) {
 
 /// Two services cannot have one address.
 fn addresses(reader: &mut Reader<'_>, specs: &BTreeMap<String, ServiceSpec>) {
-    let mut taken: BTreeMap<u16, Vec<(&String, std::net::SocketAddr)>> = BTreeMap::new();
+    let mut taken: BTreeMap<u16, BTreeMap<IpAddr, &String>> = BTreeMap::new();
     for (name, address) in specs.iter().filter_map(|(name, spec)| Some((name, spec.listen?))) {
         let others = taken.entry(address.port()).or_default();
         // The address of all takes the port of each.
-        let all = |address: &std::net::SocketAddr| address.ip().is_unspecified();
-        let clash = others.iter().find(|(_, other)| *other == address || all(other) || all(&address));
-        if let Some((other, _)) = clash {
+        let same = others.get(&address.ip());
+        let all = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let clash = same.or_else(|| all.iter().find_map(|all| others.get(all)));
+        let clash = clash.or_else(|| others.values().next().filter(|_| address.ip().is_unspecified()));
+        if let Some(other) = clash {
             let place = |name: &String| reader.places.get(&(name.clone(), "listen")).cloned();
             let message = format!("{} and {} both listen at port {}", quote(other), quote(name), address.port());
             let finding = Finding::error("listen_twice", message).help("give one of them another port");
@@ -222,7 +227,7 @@ fn addresses(reader: &mut Reader<'_>, specs: &BTreeMap<String, ServiceSpec>) {
                 reader.push(Finding { service: Some(name.clone()), key: Some("listen"), ..finding });
             }
         }
-        others.push((name, address));
+        others.insert(address.ip(), name);
     }
 }
 
