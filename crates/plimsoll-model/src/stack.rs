@@ -68,18 +68,21 @@ impl Default for BudgetSpec {
 /// One service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceSpec {
-    /// The command and its arguments; never empty. `${PORT}` in them (and in `environment` and `healthcheck`) is the
-    /// replica's own port and still stands there; all other variables are filled in.
+    /// The command and its arguments; never empty. `${PORT}` in them (and in `environment`, `healthcheck` and a command of
+    /// `on_pressure`) is the replica's own port and still stands there, in just this way of writing; all other variables
+    /// are filled in.
     pub command: Vec<String>,
     /// Added to Plimsoll's own environment.
     pub environment: BTreeMap<String, String>,
-    /// Where it runs: the file's folder by default.
+    /// Where it runs: the file's folder by default. A relative program of `command`, `healthcheck` and `on_pressure` is
+    /// meant from here.
     pub working_dir: PathBuf,
     /// Hard line of one replica, bytes; `None` is what is left of the budget.
     pub mem_limit: Option<u64>,
     /// RAM that one replica is promised, bytes.
     pub mem_reservation: Option<u64>,
-    /// RAM and swap together of one replica, bytes; equal to `mem_limit` (the default) is no swap.
+    /// RAM and swap together of one replica, bytes; equal to `mem_limit` (the default) is no swap; `None` with a
+    /// `mem_limit` is as much swap as there is.
     pub memswap_limit: Option<u64>,
     /// Processor time of one replica in millionths of a core.
     pub cpu_micros: Option<u64>,
@@ -109,6 +112,20 @@ pub struct ServiceSpec {
     pub replicas: u32,
     /// How their number follows the load.
     pub scale: Option<ScaleSpec>,
+}
+
+impl ServiceSpec {
+    /// The fewest replicas there may be.
+    #[must_use]
+    pub fn least_replicas(&self) -> u32 {
+        self.scale.map_or(self.replicas, |scale| scale.min.min(self.replicas))
+    }
+
+    /// The most replicas there may be.
+    #[must_use]
+    pub fn most_replicas(&self) -> u32 {
+        self.scale.map_or(self.replicas, |scale| scale.max.max(self.replicas))
+    }
 }
 
 /// `restart:`.

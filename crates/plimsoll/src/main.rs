@@ -26,6 +26,9 @@ fn main() -> ExitCode {
         Verb::Explain(args) => verb::explain::main(&args, &paths),
         Verb::Doctor(args) => Ok(verb::doctor::run(&args)),
         Verb::Health(args) => verb::health::run(&args),
+        Verb::Check(args) => verb::check::main(&args),
+        Verb::Schema(_) => Ok(verb::schema::main()),
+        Verb::Init(args) => verb::init::main(&args),
         Verb::Completions(args) => verb::completions::main(&args),
         Verb::Man(args) => verb::man::main(&args),
     };

@@ -13,8 +13,11 @@ use crate::fault::{Fault, USAGE};
 
 pub(crate) use run::RunArgs;
 
+use crate::verb::check::CheckArgs;
 use crate::verb::doctor::DoctorArgs;
 use crate::verb::health::HealthArgs;
+use crate::verb::init::InitArgs;
+use crate::verb::schema::SchemaArgs;
 
 /// Owns every process tree it starts, holds each inside its memory line, and explains every death.
 #[derive(Debug, Parser)]
@@ -45,6 +48,9 @@ pub(crate) enum Verb {
     Explain(ExplainArgs),
     Doctor(DoctorArgs),
     Health(HealthArgs),
+    Check(CheckArgs),
+    Schema(SchemaArgs),
+    Init(InitArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }

@@ -57,9 +57,9 @@ impl FromStr for Line {
 
 /// What is used of what there is, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-struct Usage {
-    used_bytes: u64,
-    limit_bytes: u64,
+pub(crate) struct Usage {
+    pub(crate) used_bytes: u64,
+    pub(crate) limit_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &HealthArgs) -> Result<ExitCode, Fault> {
 
 /// The tightest group around us, unless the machine is smaller. File pages that nobody used lately do not count, as in
 /// `docker stats`.
-fn here() -> Option<(String, Usage)> {
+pub(crate) fn here() -> Option<(String, Usage)> {
     let machine = machine_memory()?;
     let group = Hierarchies::read()
         .surrounding()

@@ -1,8 +1,11 @@
 //! One file for each verb: takes what was typed, answers with an exit code or a fault.
 
+pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod health;
+pub(crate) mod init;
 pub(crate) mod man;
 pub(crate) mod run;
+pub(crate) mod schema;
