@@ -193,7 +193,8 @@ impl Lent {
     pub(crate) fn send(
         &mut self,
         request: Request<ToReplica>,
-    ) -> impl Future<Output = Result<hyper::Response<Incoming>, hyper::client::conn::TrySendError<Request<ToReplica>>>> + use<> {
+    ) -> impl Future<Output = Result<hyper::Response<Incoming>, hyper::client::conn::TrySendError<Request<ToReplica>>>> + use<>
+    {
         // It is there until `give_back`.
         let sent = self.sender.as_mut().map(|sender| sender.try_send_request(request));
         async move {
@@ -216,10 +217,7 @@ impl Body for ToReplica {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Held(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Held(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),

@@ -219,7 +219,17 @@ mod tests {
         assert!(body(Framing::Length(3), b"ab").is_err());
         assert_eq!(body(Framing::Close, b"abc").unwrap(), b"abc");
         assert_eq!(body(CHUNKED, b"1;x=y\r\na\r\n2\r\nbc\r\n0\r\nt: 1\r\n\r\nrest").unwrap(), b"abc");
-        for broken in [&b""[..], b"1\r\n", b"1\r\na", b"1\r\na\r\n", b"1\r\nab\r\n0\r\n\r\n", b"x\r\n", b"+1\r\na\r\n0\r\n\r\n", b"0\r\n", b"fffffffffffffffff\r\n"] {
+        for broken in [
+            &b""[..],
+            b"1\r\n",
+            b"1\r\na",
+            b"1\r\na\r\n",
+            b"1\r\nab\r\n0\r\n\r\n",
+            b"x\r\n",
+            b"+1\r\na\r\n0\r\n\r\n",
+            b"0\r\n",
+            b"fffffffffffffffff\r\n",
+        ] {
             assert!(body(CHUNKED, broken).is_err(), "{:?}", String::from_utf8_lossy(broken));
         }
     }

@@ -319,10 +319,7 @@ impl Body for ToClient {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
             Self::Words(words) if words.is_empty() => Poll::Ready(None),
             Self::Words(words) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(words))))),

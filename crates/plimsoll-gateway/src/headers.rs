@@ -236,7 +236,12 @@ mod tests {
     fn a_tunnel_is_asked_for_and_agreed_to() {
         let mut parts = request(
             "/ws",
-            &[("host", "a"), ("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"), ("sec-websocket-key", "k")],
+            &[
+                ("host", "a"),
+                ("connection", "keep-alive, Upgrade"),
+                ("upgrade", "websocket"),
+                ("sec-websocket-key", "k"),
+            ],
         );
         let to = upgrade(&parts.headers);
         assert_eq!(to, Some(HeaderValue::from_static("websocket")));

@@ -26,11 +26,12 @@ use crate::forward::{ToClient, forward};
 use crate::limits::{Limits, READ_BUFFER};
 
 /// What one connection too many is told.
-const CROWDED: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: text/plain; charset=utf-8\r\n\
+const CROWDED: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-type: text/plain; charset=utf-8\r\n\
 content-length: 21\r\nconnection: close\r\n\r\ntoo many connections\n";
 
 /// A client that will speak HTTP/2 says so first.
-const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HTTP2: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Out of files: a moment for some to be closed.
 const BREATHER: Duration = Duration::from_millis(50);
@@ -217,27 +218,26 @@ async fn drive<C: Future>(
 
 /// Whether what the client says first is `prefix`; `None` when it went, or said too little until `deadline`. Nothing is
 /// taken from the stream.
-async fn begins_with(stream: &TcpStream, prefix: &[u8], deadline: Instant) -> Option<bool> {
+async fn begins_with(stream: &TcpStream, prefix: &[u8; 24], deadline: Instant) -> Option<bool> {
     let mut buffer = [0; 24];
-    // Four bytes are enough: no method is called `PRI`.
-    let enough = 4.min(prefix.len());
+    let mut before = 0;
     loop {
         let seen = timeout_at(deadline, stream.peek(&mut buffer)).await.ok()?.ok()?;
-        if seen == 0 {
-            return None;
-        }
-        let begin = &buffer[..seen.min(enough)];
-        if !prefix.starts_with(begin) {
+        if !prefix.starts_with(&buffer[..seen]) {
             return Some(false);
         }
-        if seen >= enough {
+        if seen == prefix.len() {
             return Some(true);
         }
-        // Part of it is there, and looking again would say so at once: give the rest a moment.
-        if Instant::now() >= deadline {
+        // Part of it is there, and looking again would say so at once: give the rest a moment. At the stream's end
+        // there is no rest, and no telling it from a slow one either.
+        if seen == 0 || Instant::now() >= deadline {
             return None;
         }
-        sleep(Duration::from_millis(5)).await;
+        if seen == before {
+            sleep(Duration::from_millis(5)).await;
+        }
+        before = seen;
     }
 }
 

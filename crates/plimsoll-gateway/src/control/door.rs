@@ -147,7 +147,8 @@ impl Door {
         match &self.token {
             None => Ok(()),
             Some(token) => {
-                let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+                let shown =
+                    headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
                 if shown.is_some_and(|shown| is_same(shown, token.as_bytes())) { Ok(()) } else { Err(Turned::Token) }
             }
         }
@@ -205,24 +206,48 @@ mod tests {
     #[test]
     fn names_of_this_machine() {
         let hosts = vec!["bot.internal".to_owned()];
-        for ours in ["localhost", "LocalHost:80", "localhost.", "127.0.0.1:7070", "127.8.9.1", "[::1]", "[::1]:1", "BOT.internal:7070"] {
+        for ours in [
+            "localhost",
+            "LocalHost:80",
+            "localhost.",
+            "127.0.0.1:7070",
+            "127.8.9.1",
+            "[::1]",
+            "[::1]:1",
+            "BOT.internal:7070",
+        ] {
             assert!(is_known(ours, &hosts), "{ours}");
         }
-        for not in ["", "evil.test", "localhost.evil.test", "127.0.0.1.evil.test", "bot.internal@evil.test", "[::1", "[::1]x", "::1", "192.0.2.1", "localhost:80:80", "localhost:x"] {
+        for not in [
+            "",
+            "evil.test",
+            "localhost.evil.test",
+            "127.0.0.1.evil.test",
+            "bot.internal@evil.test",
+            "[::1",
+            "[::1]x",
+            "::1",
+            "192.0.2.1",
+            "localhost:80:80",
+            "localhost:x",
+        ] {
             assert!(!is_known(not, &hosts), "{not}");
         }
     }
 
     #[test]
     fn a_page_of_another_origin_is_turned_away() {
-        let door = Door::port("127.0.0.1:0".parse().unwrap(), vec!["bot.internal".into()], Some("unused".into())).unwrap();
+        let door =
+            Door::port("127.0.0.1:0".parse().unwrap(), vec!["bot.internal".into()], Some("unused".into())).unwrap();
         let check = |all: &[(&'static str, &'static str)]| door.check(&Uri::from_static("/"), &headers(all));
         assert_eq!(check(&[("host", "localhost:7070")]), Ok(()));
         assert_eq!(check(&[("host", "localhost"), ("origin", "http://localhost:3000")]), Ok(()));
         assert_eq!(check(&[("host", "bot.internal"), ("origin", "https://bot.internal")]), Ok(()));
         assert_eq!(check(&[]), Err(Turned::Host));
         assert_eq!(check(&[("host", "rebound.test")]), Err(Turned::Host));
-        for origin in ["null", "http://evil.test", "file://", "http://localhost.evil.test", "http://localhost@evil.test"] {
+        for origin in
+            ["null", "http://evil.test", "file://", "http://localhost.evil.test", "http://localhost@evil.test"]
+        {
             assert_eq!(check(&[("host", "localhost"), ("origin", origin)]), Err(Turned::Origin), "{origin}");
         }
     }

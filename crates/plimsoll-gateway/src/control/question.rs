@@ -163,7 +163,8 @@ mod tests {
         assert_eq!(get("/api/v1/processes", None), Ok(Question::Processes));
         assert_eq!(get("/api/v1/certificates", None), Ok(Question::Certificates));
         assert_eq!(get("/api/v1/certificates/01j", None), Ok(Question::Certificate("01j".into())));
-        let logs = |service: Option<&str>, tail, follow| Question::Logs { service: service.map(Into::into), tail, follow };
+        let logs =
+            |service: Option<&str>, tail, follow| Question::Logs { service: service.map(Into::into), tail, follow };
         assert_eq!(get("/api/v1/logs", None), Ok(logs(None, None, false)));
         assert_eq!(get("/api/v1/logs", Some("tail=5&service=api&follow=1")), Ok(logs(Some("api"), Some(5), true)));
         assert_eq!(get("/api/v1/logs", Some("tail=x")), Err(Miss::Bad("tail takes a number")));
@@ -171,7 +172,9 @@ mod tests {
 
     #[test]
     fn strangers_and_wrong_methods() {
-        for path in ["", "/", "health", "/health/", "/api/v1", "/api/v2/status", "/api/v1/certificates/", "/api/v1/status/x"] {
+        for path in
+            ["", "/", "health", "/health/", "/api/v1", "/api/v2/status", "/api/v1/certificates/", "/api/v1/status/x"]
+        {
             assert_eq!(parse(&Method::GET, path, None), Err(Miss::NotFound), "{path}");
         }
         for path in ["/api/v1/services/a%2f/stop", "/api/v1/services/../stop/x", "/api/v1/services//stop"] {
