@@ -1,0 +1,120 @@
+//! The small server: questions as an enum, answers from a closure, over the control socket and the gateway's port.
+//!
+//! Who may ask is decided by the [`Door`]. The socket is for the same user and root alone, and takes commands. The port
+//! takes questions only, from whoever names this machine as its host (a web page that had a name point here does not)
+//! and, where the address is reached from outside, has the token.
+
+mod door;
+mod question;
+mod reply;
+
+pub use door::Door;
+pub use question::{Command, Question};
+pub use reply::{Answer, Kind, Reply, Stream};
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::sleep;
+
+use crate::serve::is_ours;
+use door::Listening;
+use question::Miss;
+use reply::Words;
+
+/// What knows the answers.
+pub(crate) type Answerer = Box<dyn Fn(Question, Reply) + Send>;
+
+/// Connections at one door.
+const CONNECTIONS: usize = 128;
+
+/// A question's line and headers, bytes.
+const HEAD_BYTES: usize = 16 << 10;
+
+/// Between two heads of a connection, and for the end of one.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+
+/// Serves a door until the thread ends.
+pub(crate) async fn serve(door: Door, answerer: Answerer) {
+    let answerer = Rc::new(answerer);
+    let Ok(listening) = door.listening() else { return };
+    let door = Rc::new(door);
+    let crowd = Rc::new(());
+    loop {
+        let accepted = match &listening {
+            Listening::Socket(listener) => match listener.accept().await {
+                Ok((stream, _)) if door.admits(&stream) => Ok(Some(spawn(stream, &door, &answerer, &crowd))),
+                Ok(_) => Ok(None),
+                Err(error) => Err(error),
+            },
+            Listening::Port(listener) => match listener.accept().await {
+                Ok((stream, _)) => {
+                    let _ = stream.set_nodelay(true);
+                    Ok(Some(spawn(stream, &door, &answerer, &crowd)))
+                }
+                Err(error) => Err(error),
+            },
+        };
+        if accepted.is_err_and(|error| is_ours(&error)) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Serves one connection, unless there are too many.
+fn spawn<S>(stream: S, door: &Rc<Door>, answerer: &Rc<Answerer>, crowd: &Rc<()>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    if Rc::strong_count(crowd) > CONNECTIONS {
+        return;
+    }
+    let (door, answerer, crowd) = (door.clone(), answerer.clone(), crowd.clone());
+    tokio::task::spawn_local(async move {
+        let service = service_fn(|request: Request<Incoming>| {
+            let (door, answerer) = (door.clone(), answerer.clone());
+            async move { Ok::<_, Infallible>(answer(&door, &answerer, &request).await) }
+        });
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_header_size(HEAD_BYTES);
+        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+        drop(crowd);
+    });
+}
+
+async fn answer(door: &Door, answerer: &Answerer, request: &Request<Incoming>) -> Response<Words> {
+    if let Err(why) = door.check(request.uri(), request.headers()) {
+        return refuse(why.status(), &why.to_string(), None);
+    }
+    let question = match question::parse(request.method(), request.uri().path(), request.uri().query()) {
+        Ok(question) => question,
+        Err(Miss::NotFound) => return refuse(StatusCode::NOT_FOUND, "there is nothing here", None),
+        Err(Miss::Method(allow)) => return refuse(StatusCode::METHOD_NOT_ALLOWED, "not with this method", Some(allow)),
+        Err(Miss::Bad(why)) => return refuse(StatusCode::BAD_REQUEST, why, None),
+    };
+    if question.is_for_the_owner() && !door.is_socket() {
+        return refuse(StatusCode::FORBIDDEN, "this is answered on the control socket alone", None);
+    }
+    let (reply, coming) = Reply::new();
+    answerer(question, reply);
+    match coming.await {
+        Ok(response) => response,
+        Err(_) => refuse(StatusCode::SERVICE_UNAVAILABLE, "nobody answers: plimsoll is stopping", None),
+    }
+}
+
+fn refuse(status: StatusCode, words: &str, allow: Option<&'static str>) -> Response<Words> {
+    let mut response = reply::response(Answer { status: status.as_u16(), ..Answer::text(format!("{words}\n")) });
+    if let Some(allow) = allow {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    }
+    response
+}
