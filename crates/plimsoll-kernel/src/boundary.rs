@@ -9,6 +9,17 @@ use plimsoll_model::{Boundary as Kind, Limits, OnLimit, Strain};
 use crate::KernelError;
 use crate::cgroup::{Found, Parent, teardown, v1, v2};
 
+/// Processor time of a group since it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cpu {
+    /// Used.
+    pub used: std::time::Duration,
+    /// Periods of the quota; 0 without one.
+    pub periods: u64,
+    /// Those in which it was stopped at the quota.
+    pub throttled: u64,
+}
+
 /// Contains one tree.
 #[derive(Debug)]
 pub enum Boundary {
@@ -90,6 +101,23 @@ impl Boundary {
             Self::V2(group) => group.strain(),
             Self::V1(group) => group.strain(),
             Self::Watchdog => None,
+        }
+    }
+
+    /// Processor time of the group; `None` without one, or where the kernel does not tell.
+    #[must_use]
+    pub fn cpu(&self) -> Option<Cpu> {
+        match self {
+            Self::V2(group) => group.cpu(),
+            Self::V1(group) => group.cpu(),
+            Self::Watchdog => None,
+        }
+    }
+
+    /// Has the kernel take so many bytes from the group, where it can (`memory.reclaim` of v2). It may be less.
+    pub fn reclaim(&self, bytes: u64) {
+        if let Self::V2(group) = self {
+            group.reclaim(bytes);
         }
     }
 

@@ -11,6 +11,7 @@ pub mod front;
 pub mod keeper;
 pub mod log;
 pub mod relay;
+pub mod stack;
 pub mod sweep;
 
 pub use front::{Ended, RunError, RunOptions, run};

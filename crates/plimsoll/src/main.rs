@@ -12,6 +12,7 @@ mod verb;
 use std::process::ExitCode;
 
 use cli::Verb;
+use plimsoll_gateway::control::Command;
 use plimsoll_store::Paths;
 
 fn main() -> ExitCode {
@@ -29,6 +30,16 @@ fn main() -> ExitCode {
         Verb::Check(args) => verb::check::main(&args),
         Verb::Schema(_) => Ok(verb::schema::main()),
         Verb::Init(args) => verb::init::main(&args),
+        Verb::Up(args) => verb::up::up_main(&args, &paths),
+        Verb::Down(_) => verb::up::tell(&paths, &Command::Down),
+        Verb::Status(args) => verb::up::status(&args, &paths),
+        Verb::Ps(args) => verb::up::ps(&args, &paths),
+        Verb::Logs(args) => verb::up::logs(&args, &paths),
+        Verb::Events(args) => verb::up::events(&args, &paths),
+        Verb::Restart(args) => verb::up::tell(&paths, &Command::Restart(args.name)),
+        Verb::Stop(args) => verb::up::tell(&paths, &Command::Stop(args.name)),
+        Verb::Start(args) => verb::up::tell(&paths, &Command::Start(args.name)),
+        Verb::Scale(args) => verb::up::scale(&args, &paths),
         Verb::Completions(args) => verb::completions::main(&args),
         Verb::Man(args) => verb::man::main(&args),
     };

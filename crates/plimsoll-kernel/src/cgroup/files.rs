@@ -9,6 +9,7 @@ use plimsoll_model::Strain;
 use rustix::fs::{Mode, OFlags};
 
 use crate::KernelError;
+use crate::boundary::Cpu;
 use crate::procfs::{flat_keyed, parse_limit_value, parse_pressure};
 
 /// A group: its directory.
@@ -109,6 +110,15 @@ impl Dir {
     /// Everyone in this group and below it; a directory that is gone has nobody.
     pub(super) fn all_procs(&self) -> Vec<i32> {
         self.with_groups_below().iter().flat_map(|dir| dir.procs().unwrap_or_default()).collect()
+    }
+
+    /// Processor time by this v2 group's `cpu.stat`, and the quota's periods by that of `quota`.
+    pub(super) fn cpu(&self, quota: &Self) -> Option<Cpu> {
+        let text = self.read("cpu.stat").ok()? + "\n";
+        let used = Duration::from_micros(flat_keyed(text.as_bytes(), "usage_usec")?);
+        let periods = quota.read("cpu.stat").unwrap_or_default() + "\n";
+        let of = |name: &str| flat_keyed(periods.as_bytes(), name).unwrap_or(0);
+        Some(Cpu { used, periods: of("nr_periods"), throttled: of("nr_throttled") })
     }
 
     /// How this group fares, by these fields of its `memory.stat`, and by the pressure file of `pressure`.

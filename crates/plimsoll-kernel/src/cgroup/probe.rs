@@ -62,6 +62,35 @@ pub struct Surrounding {
     pub limit: u64,
 }
 
+impl Parent {
+    /// The same, one step further down: the group of this run, in which others are made.
+    #[must_use]
+    pub fn below(&self, id: &str) -> Self {
+        let step = |path: &str| format!("{}/{id}", path.trim_end_matches('/'));
+        let with_own = |own: PathBuf, path: &str, above: &[(PathBuf, String)]| {
+            std::iter::once((own, step(path))).chain(above.iter().cloned()).collect()
+        };
+        match self {
+            Self::V2 { base, path, ancestors, .. } => Self::V2 {
+                ancestors: with_own(base.join(id), path, ancestors),
+                base: base.join(id),
+                path: step(path),
+                delegated: None,
+            },
+            Self::V1 { memory, pids, cpu, freezer, unified, path, ancestors } => Self::V1 {
+                ancestors: with_own(memory.join(id), path, ancestors),
+                memory: memory.join(id),
+                pids: pids.as_ref().map(|dir| dir.join(id)),
+                // Only made for a run with a quota of its own.
+                cpu: cpu.clone(),
+                freezer: freezer.as_ref().map(|dir| if unified.is_none() { dir.join(id) } else { dir.clone() }),
+                unified: unified.as_ref().map(|dir| dir.join(id)),
+                path: step(path),
+            },
+        }
+    }
+}
+
 /// What was found.
 #[derive(Debug, Clone)]
 pub struct Found {

@@ -9,6 +9,7 @@ use rustix::fs::OFlags;
 use super::files::{Dir, Gauge, open};
 use super::probe::Parent;
 use crate::KernelError;
+use crate::boundary::Cpu;
 
 /// One tree's group on the v1 hierarchies.
 #[derive(Debug)]
@@ -144,6 +145,13 @@ impl Group {
     #[must_use]
     pub fn strain(&self) -> Option<Strain> {
         self.memory.strain("total_rss", ["total_inactive_file", "total_active_file"], self.unified.as_ref()?)
+    }
+
+    /// Processor time, which the v2 mount beside tells, with the periods of the quota where there is one.
+    #[must_use]
+    pub fn cpu(&self) -> Option<Cpu> {
+        let unified = self.unified.as_ref()?;
+        unified.cpu(self.cpu.as_ref().unwrap_or(unified))
     }
 
     /// Processes and threads now.

@@ -11,6 +11,7 @@ use super::files::{Dir, Gauge, open};
 use super::probe::Parent;
 use super::v1::make_below_parent;
 use crate::KernelError;
+use crate::boundary::Cpu;
 
 /// Length of a period of the CPU quota, microseconds: the kernel's own default.
 pub(super) const CPU_PERIOD_US: u64 = 100_000;
@@ -139,6 +140,17 @@ impl Group {
     #[must_use]
     pub fn strain(&self) -> Option<Strain> {
         self.dir.strain("anon", ["inactive_file", "active_file"], &self.dir)
+    }
+
+    /// Processor time, with the periods of the quota where there is one.
+    #[must_use]
+    pub fn cpu(&self) -> Option<Cpu> {
+        self.dir.cpu(&self.dir)
+    }
+
+    /// Asks the kernel to take back so much: it may be less, which is no error.
+    pub fn reclaim(&self, bytes: u64) {
+        let _ = self.dir.write("memory.reclaim", &bytes.to_string());
     }
 
     /// Processes and threads now.

@@ -18,6 +18,9 @@ use crate::verb::doctor::DoctorArgs;
 use crate::verb::health::HealthArgs;
 use crate::verb::init::InitArgs;
 use crate::verb::schema::SchemaArgs;
+use crate::verb::up::{
+    DownArgs, EventsArgs, LogsArgs, PsArgs, RestartArgs, ScaleArgs, StartArgs, StatusArgs, StopArgs, UpArgs,
+};
 
 /// Owns every process tree it starts, holds each inside its memory line, and explains every death.
 #[derive(Debug, Parser)]
@@ -51,6 +54,16 @@ pub(crate) enum Verb {
     Check(CheckArgs),
     Schema(SchemaArgs),
     Init(InitArgs),
+    Up(UpArgs),
+    Down(DownArgs),
+    Status(StatusArgs),
+    Ps(PsArgs),
+    Logs(LogsArgs),
+    Events(EventsArgs),
+    Restart(RestartArgs),
+    Stop(StopArgs),
+    Start(StartArgs),
+    Scale(ScaleArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }

@@ -67,7 +67,7 @@ pub(crate) fn main(args: &CheckArgs) -> Result<ExitCode, Fault> {
 }
 
 /// The file that is meant.
-fn file(named: Option<&Path>) -> Result<PathBuf, Fault> {
+pub(super) fn file(named: Option<&Path>) -> Result<PathBuf, Fault> {
     let folder = match named {
         Some(path) if !path.is_dir() => return Ok(path.to_owned()),
         Some(folder) => folder,
@@ -83,7 +83,7 @@ fn file(named: Option<&Path>) -> Result<PathBuf, Fault> {
 }
 
 /// Colours only for somebody who sees them and did not say no.
-fn look() -> Look {
+pub(super) fn look() -> Look {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     Look { color: std::io::stderr().is_terminal() && !refused && !dumb, ..Look::default() }

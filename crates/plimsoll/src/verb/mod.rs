@@ -9,3 +9,4 @@ pub(crate) mod init;
 pub(crate) mod man;
 pub(crate) mod run;
 pub(crate) mod schema;
+pub(crate) mod up;
