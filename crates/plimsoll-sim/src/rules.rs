@@ -13,6 +13,7 @@ use plimsoll_model::Cause;
 use plimsoll_model::stack::{Condition, Priority, RestartPolicy, ServiceSpec, StackSpec};
 
 use crate::machine::Machine;
+use crate::makeup;
 
 /// A rule that does not hold: which, and how.
 pub(crate) type Broken = (&'static str, String);
@@ -677,13 +678,13 @@ impl Rules {
                 return Err(("liveness", format!("{name} is wanted and has no replica")));
             }
             for row in rows {
-                self.calm_row(service, row, free)?;
+                self.calm_row(service, row, free, snapshot)?;
             }
         }
         Ok(())
     }
 
-    fn calm_row(&self, service: &Service, row: &ServiceRow, free: u64) -> Result<(), Broken> {
+    fn calm_row(&self, service: &Service, row: &ServiceRow, free: u64, snapshot: &Snapshot) -> Result<(), Broken> {
         let lives = |why: &str| Err(("liveness", format!("{}/{} {why}: {row:?}", row.name, row.replica)));
         match row.state {
             State::Running if service.is_wanted => Ok(()),
@@ -693,13 +694,17 @@ impl Rules {
             }
             State::Starting => match &row.waiting {
                 Some(Waiting::Room { needed_bytes, .. }) => {
-                    let limit = service.spec.mem_limit.unwrap_or(u64::MAX);
-                    let floor = service.spec.mem_reservation.unwrap_or((64 << 20).min(limit / 2)).min(*needed_bytes);
+                    let unknown = service.spec.mem_limit.map_or(64 << 20, |limit| limit / 2);
+                    let floor = service.spec.mem_reservation.unwrap_or(unknown).min(*needed_bytes);
                     if floor <= free { lives("waits for room that is there") } else { Ok(()) }
                 }
+                // Of several replicas some may have done their work, and others not.
+                Some(Waiting::Dependency { dependency, is_over: true }) if !makeup::is_job(dependency) => Ok(()),
                 Some(Waiting::Dependency { dependency, .. }) => {
                     let condition = service.spec.depends_on.get(&**dependency).copied().unwrap_or_default();
-                    if self.meets(dependency, condition) { lives("waits for nothing") } else { Ok(()) }
+                    // What is asked to do its work once more has not done it yet.
+                    let waits = snapshot.services.iter().any(|row| row.name == *dependency && row.state == State::Starting);
+                    if !waits && self.meets(dependency, condition) { lives("waits for nothing") } else { Ok(()) }
                 }
                 _ => lives("does not start"),
             },
