@@ -13,7 +13,6 @@ use plimsoll_model::Cause;
 use plimsoll_model::stack::{Condition, Priority, RestartPolicy, ServiceSpec, StackSpec};
 
 use crate::machine::Machine;
-use crate::makeup;
 
 /// A rule that does not hold: which, and how.
 pub(crate) type Broken = (&'static str, String);
@@ -560,8 +559,9 @@ impl Rules {
     fn meets(&self, on: &Name, condition: Condition) -> bool {
         let Some(service) = self.services.get(on) else { return true };
         let mut trees = self.trees.iter().filter(|(instance, _)| instance.service == *on);
-        // A job has one replica: once it has done its work, and was not started again.
-        let is_done = !service.completed.is_empty() && !self.trees.keys().any(|instance| instance.service == *on);
+        // Done it has its work once nothing of it runs but what is on its way out.
+        let is_done = !service.completed.is_empty()
+            && !self.trees.iter().any(|(instance, tree)| instance.service == *on && !tree.is_leaving && !tree.is_excused);
         is_done
             || match condition {
                 Condition::Started => trees.any(|(_, tree)| tree.up.is_some() && !tree.is_leaving),
@@ -699,7 +699,7 @@ impl Rules {
                     if floor <= free { lives("waits for room that is there") } else { Ok(()) }
                 }
                 // Of several replicas some may have done their work, and others not.
-                Some(Waiting::Dependency { dependency, is_over: true }) if !makeup::is_job(dependency) => Ok(()),
+                Some(Waiting::Dependency { is_over: true, .. }) => Ok(()),
                 Some(Waiting::Dependency { dependency, .. }) => {
                     let condition = service.spec.depends_on.get(&**dependency).copied().unwrap_or_default();
                     // What is asked to do its work once more has not done it yet.
