@@ -24,7 +24,7 @@ mod world;
 use std::fmt;
 use std::time::Duration;
 
-pub use machine::{Happened, Life, Machine, Shape};
+pub use machine::{Happened, Life, Machine, Sacrifice, Shape, Tree};
 #[cfg(feature = "sabotage")]
 pub use plimsoll_core::stack::sabotage::Rule;
 pub use random::Random;

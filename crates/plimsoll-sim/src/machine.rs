@@ -145,6 +145,17 @@ impl Tree {
     }
 }
 
+/// A choice of the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sacrifice {
+    /// Who is killed for all.
+    pub victim: Instance,
+    /// What it held, bytes.
+    pub bytes: u64,
+    /// Who else could have been.
+    pub others: Vec<Instance>,
+}
+
 /// The machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -157,8 +168,7 @@ pub struct Machine {
     trees: BTreeMap<Instance, Tree>,
     last_pid: i32,
     oom_kills: u64,
-    /// The worst that it did: who was killed for others, with those who were there.
-    sacrificed: Option<(Instance, Vec<Instance>)>,
+    sacrifice: Option<Sacrifice>,
 }
 
 impl Machine {
@@ -166,7 +176,7 @@ impl Machine {
     #[must_use]
     pub fn new(total: u64, budget: u64) -> Self {
         let trees = BTreeMap::new();
-        Self { total, budget, others: 0, trees, last_pid: 100, oom_kills: 0, sacrificed: None }
+        Self { total, budget, others: 0, trees, last_pid: 100, oom_kills: 0, sacrifice: None }
     }
 
     /// The trees that are there.
@@ -340,16 +350,17 @@ impl Machine {
         let others =
             self.trees.iter().filter(|(_, tree)| tree.state == State::Running).map(|(i, _)| i.clone()).collect();
         if let Some(tree) = self.trees.get_mut(&worst) {
+            let bytes = tree.bytes(now);
             tree.oom_kills += 1;
             self.oom_kills += 1;
             tree.die(now, if over_budget { Cause::MemoryLimitParent } else { Cause::HostOom }, None, Some(SIGKILL));
-            self.sacrificed = Some((worst, others));
+            self.sacrifice = Some(Sacrifice { victim: worst, bytes, others });
         }
     }
 
-    /// Whom the kernel chose since the last question, and who was there.
-    pub fn take_sacrificed(&mut self) -> Option<(Instance, Vec<Instance>)> {
-        self.sacrificed.take()
+    /// Whom the kernel chose since the last question.
+    pub fn take_sacrifice(&mut self) -> Option<Sacrifice> {
+        self.sacrifice.take()
     }
 
     /// Measures.

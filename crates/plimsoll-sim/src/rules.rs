@@ -12,7 +12,7 @@ use plimsoll_core::stack::{Answer, Effect, Event, Input, Instance, Name, Request
 use plimsoll_model::Cause;
 use plimsoll_model::stack::{Condition, Priority, RestartPolicy, ServiceSpec, StackSpec};
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Sacrifice};
 
 /// A rule that does not hold: which, and how.
 pub(crate) type Broken = (&'static str, String);
@@ -559,8 +559,12 @@ impl Rules {
     fn meets(&self, on: &Name, condition: Condition) -> bool {
         let Some(service) = self.services.get(on) else { return true };
         let mut trees = self.trees.iter().filter(|(instance, _)| instance.service == *on);
-        // A job has one replica: once it has done its work, and was not started again.
-        let is_done = !service.completed.is_empty() && !self.trees.keys().any(|instance| instance.service == *on);
+        // Done it has its work once nothing of it runs but what is on its way out.
+        let is_done = !service.completed.is_empty()
+            && !self
+                .trees
+                .iter()
+                .any(|(instance, tree)| instance.service == *on && !tree.is_leaving && !tree.is_excused);
         is_done
             || match condition {
                 Condition::Started => trees.any(|(_, tree)| tree.up.is_some() && !tree.is_leaving),
@@ -630,14 +634,15 @@ impl Rules {
     }
 
     /// Whom the kernel chose for others: with the scores that the core gave, no critical one before a best-effort one.
-    pub(crate) fn sacrificed(&self, victim: &Instance, there: &[Instance]) -> Result<(), Broken> {
+    /// But one that holds more than the whole budget, as when that became smaller.
+    pub(crate) fn sacrificed(&self, Sacrifice { victim, bytes, others }: &Sacrifice) -> Result<(), Broken> {
         let priority = |of: &Instance| self.services.get(&of.service).map(|service| service.spec.priority);
         // A changed priority is in force from the next start on.
         let is_sure = |of: &Instance| self.trees.get(of).is_some_and(|tree| !tree.is_excused);
-        if priority(victim) != Some(Priority::Critical) || !is_sure(victim) {
+        if priority(victim) != Some(Priority::Critical) || !is_sure(victim) || *bytes >= self.budget {
             return Ok(());
         }
-        match there.iter().find(|one| priority(one) == Some(Priority::BestEffort) && is_sure(one)) {
+        match others.iter().find(|one| priority(one) == Some(Priority::BestEffort) && is_sure(one)) {
             Some(one) => Err(("critical last", format!("the kernel takes {victim} and leaves {one}"))),
             None => Ok(()),
         }
@@ -677,13 +682,13 @@ impl Rules {
                 return Err(("liveness", format!("{name} is wanted and has no replica")));
             }
             for row in rows {
-                self.calm_row(service, row, free)?;
+                self.calm_row(service, row, free, snapshot)?;
             }
         }
         Ok(())
     }
 
-    fn calm_row(&self, service: &Service, row: &ServiceRow, free: u64) -> Result<(), Broken> {
+    fn calm_row(&self, service: &Service, row: &ServiceRow, free: u64, snapshot: &Snapshot) -> Result<(), Broken> {
         let lives = |why: &str| Err(("liveness", format!("{}/{} {why}: {row:?}", row.name, row.replica)));
         match row.state {
             State::Running if service.is_wanted => Ok(()),
@@ -693,13 +698,18 @@ impl Rules {
             }
             State::Starting => match &row.waiting {
                 Some(Waiting::Room { needed_bytes, .. }) => {
-                    let limit = service.spec.mem_limit.unwrap_or(u64::MAX);
-                    let floor = service.spec.mem_reservation.unwrap_or((64 << 20).min(limit / 2)).min(*needed_bytes);
+                    let unknown = service.spec.mem_limit.map_or(64 << 20, |limit| limit / 2);
+                    let floor = service.spec.mem_reservation.unwrap_or(unknown).min(*needed_bytes);
                     if floor <= free { lives("waits for room that is there") } else { Ok(()) }
                 }
+                // Of several replicas some may have done their work, and others not.
+                Some(Waiting::Dependency { is_over: true, .. }) => Ok(()),
                 Some(Waiting::Dependency { dependency, .. }) => {
                     let condition = service.spec.depends_on.get(&**dependency).copied().unwrap_or_default();
-                    if self.meets(dependency, condition) { lives("waits for nothing") } else { Ok(()) }
+                    // What is asked to do its work once more has not done it yet.
+                    let waits =
+                        snapshot.services.iter().any(|row| row.name == *dependency && row.state == State::Starting);
+                    if !waits && self.meets(dependency, condition) { lives("waits for nothing") } else { Ok(()) }
                 }
                 _ => lives("does not start"),
             },

@@ -1,6 +1,6 @@
 //! Time, and what happens in it: the machine, the operators, and a core that is told of both.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -207,8 +207,8 @@ impl World {
             // News are told one after the other, each at its own step.
             self.plan(Duration::ZERO, Plan::Heard(news));
         }
-        if let Some((victim, there)) = self.machine.take_sacrificed() {
-            self.rules.sacrificed(&victim, &there)?;
+        if let Some(sacrifice) = self.machine.take_sacrifice() {
+            self.rules.sacrificed(&sacrifice)?;
         }
         let first = self.plans.first_entry().filter(|entry| entry.key().0 <= self.now).map(|entry| entry.remove());
         if let Some(plan) = first {
@@ -381,14 +381,13 @@ impl World {
         for effect in effects {
             self.carry_out(effect);
         }
-        let there: BTreeSet<(&Name, u32)> = self.stack.replicas().collect();
-        self.rules.keep(|name, number| there.contains(&(name, number)));
+        self.rules.keep(|name, number| self.stack.has_replica(name, number));
         let has_news = self.plans.values().any(|plan| matches!(plan, Plan::Heard(_)));
         if !has_news && !self.machine.instances().eq(self.rules.trees()) {
             let there: Vec<String> = self.machine.instances().map(ToString::to_string).collect();
             return Err(("owners", format!("on the machine are {there:?}")));
         }
-        if self.report.steps.is_multiple_of(32) && !has_news {
+        if self.report.steps.is_multiple_of(100) && !has_news {
             let snapshot = self.stack.snapshot(self.now);
             self.rules.snapshot(&snapshot, &self.machine)?;
         }

@@ -13,7 +13,6 @@ use super::event::{Event, Reason, Waiting};
 use super::health::Turn;
 use super::input::{End, Probe};
 use super::ladder::Stage;
-use super::look;
 use super::name::Instance;
 use super::replica::{How, Rest, Run, Step};
 use super::sabotage::Rule;
@@ -235,7 +234,7 @@ impl Stack {
             for (&number, replica) in &mut service.replicas {
                 let generation = replica.generation;
                 let Some(run) = replica.run.as_mut().filter(|run| run.pid.is_some()) else { continue };
-                if all || now + look::TOGETHER >= run.pace.next_due() {
+                if all || run.pace.is_about_due(now) {
                     run.pace.asked(now);
                     instances.push(Instance { service: service.name.clone(), replica: number, generation });
                 }
@@ -342,9 +341,13 @@ fn pass_time_of(now: Duration, service: &mut Service, budget: Stage, no_kill: bo
         if run.pid.is_none() {
             continue;
         }
-        if let Some(ending) = &run.ending {
-            if ending.step.next_due().is_some_and(|due| now >= due) && !no_kill {
-                service.go_on_ending(now, number, effects);
+        if let Some(ending) = &mut run.ending {
+            if ending.step.next_due().is_some_and(|due| now >= due) {
+                if no_kill {
+                    ending.step = ending.step.later(Duration::from_secs(3600));
+                } else {
+                    service.go_on_ending(now, number, effects);
+                }
             }
             continue;
         }

@@ -10,7 +10,7 @@ use super::effect::{Answer, Effect, Refusal};
 use super::event::{Event, Reason};
 use super::input::Remembered;
 use super::look::Pace;
-use super::name::{Name, Request};
+use super::name::{Instance, Name, Request};
 use super::replica::Rest;
 use super::service::{self, Service};
 use super::{CENSUS, Stack, depend};
@@ -73,15 +73,18 @@ impl Stack {
             let (least, most) = service.bounds();
             service.target = service.target.clamp(least, most);
             service.version += u64::from(needs_restart);
-            for replica in service.replicas.values_mut() {
+            for (&number, replica) in &mut service.replicas {
                 // What failed as it was may do better as it is now.
                 if needs_restart || replica.rest == Rest::Failed {
                     replica.absolve();
                 }
-                if let Some(run) = &mut replica.run
-                    && old.healthcheck != new.healthcheck
-                {
-                    run.health.adapt(self.now, new.healthcheck.as_ref());
+                let Some(run) = replica.run.as_mut().filter(|_| old.healthcheck != new.healthcheck) else { continue };
+                let was_fine = run.health.is_fine();
+                run.health.adapt(self.now, new.healthcheck.as_ref());
+                if !was_fine && run.health.is_fine() && run.pid.is_some() {
+                    let (service, generation) = (name.clone(), replica.generation);
+                    let instance = Instance { service, replica: number, generation };
+                    effects.push(Effect::Emit(Event::Healthy { instance }));
                 }
             }
             if added.last() != Some(&name) {

@@ -19,15 +19,13 @@ const FAR: Duration = Duration::from_secs(5);
 /// So soon after something that changes what is held, a look tells.
 const SOON: Duration = Duration::from_millis(10);
 
-/// Looks so close to each other are one.
-pub const TOGETHER: Duration = Duration::from_millis(100);
-
 /// The pace of looks at one line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pace {
     last: Option<(Duration, u64)>,
     /// Bytes a second, the fastest lately: falls by half with each look that sees less.
     growth: u64,
+    interval: Duration,
     next: Duration,
 }
 
@@ -35,7 +33,7 @@ impl Pace {
     /// Of a line that is to be looked at from `now` on.
     #[must_use]
     pub fn new(now: Duration) -> Self {
-        Self { next: now + SHORTEST, ..Self::default() }
+        Self { next: now + SHORTEST, interval: SHORTEST, ..Self::default() }
     }
 
     /// When the next look is due.
@@ -44,8 +42,16 @@ impl Pace {
         self.next
     }
 
+    /// Whether a look that is taken at `now` for somebody else may well be taken here too: three fifths of the time are
+    /// over. So a hundred trees at rest are looked at together, and wake the machine once.
+    #[must_use]
+    pub fn is_about_due(&self, now: Duration) -> bool {
+        now + self.interval * 2 / 5 >= self.next
+    }
+
     /// A look was asked for at `now`; when nothing comes of it, the next one is asked for after this.
     pub fn asked(&mut self, now: Duration) {
+        self.interval = FAR;
         self.next = now + FAR;
     }
 
@@ -71,7 +77,8 @@ impl Pace {
         let until = headroom * 1_000_000_000 / u128::from(self.growth.max(1)) / 2;
         let until = Duration::from_nanos(u64::try_from(until).unwrap_or(u64::MAX));
         let longest = if used >= line / 2 { CLOSE } else { FAR };
-        self.next = now + until.clamp(SHORTEST, longest);
+        self.interval = until.clamp(SHORTEST, longest);
+        self.next = now + self.interval;
     }
 }
 

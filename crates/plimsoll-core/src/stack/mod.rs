@@ -190,10 +190,10 @@ impl Stack {
         self.is_finished
     }
 
-    /// The replicas that there are, running or not, by service and number.
-    pub fn replicas(&self) -> impl Iterator<Item = (&Name, u32)> {
-        let of = |service: &Service| service.replicas.keys().copied().collect::<Vec<u32>>();
-        self.services.values().flat_map(move |service| of(service).into_iter().map(|number| (&service.name, number)))
+    /// Whether a service has this replica, running or not.
+    #[must_use]
+    pub fn has_replica(&self, service: &Name, number: u32) -> bool {
+        self.services.get(service).is_some_and(|service| service.replicas.contains_key(&number))
     }
 
     /// Whether this rule is broken on purpose.

@@ -143,7 +143,7 @@ impl Service {
                 .any(|r| r.run.as_ref().is_some_and(|run| run.pid.is_some() && run.ending.is_none())),
             healthy: self.available() > 0,
             completed,
-            over: if is_empty { self.off.is_some() } else { over },
+            over: if is_empty { self.off.is_some() || self.target == 0 } else { over },
         }
     }
 

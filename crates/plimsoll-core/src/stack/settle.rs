@@ -345,8 +345,9 @@ fn roll(now: Duration, service: &mut Service, ignores_min: bool, effects: &mut V
     };
     let all_up = service.active().all(|(_, replica)| is_up(replica));
     if outdated.is_empty() {
-        // The extra one stays until the last replaced one is up.
-        return all_up && std::mem::take(&mut service.surge);
+        // The extra one stays until the last replaced one is up, and goes when nobody needs it to come up.
+        let enough = service.active().filter(|(_, replica)| is_up(replica)).count() >= service.target as usize;
+        return enough && std::mem::take(&mut service.surge);
     }
     // Who is no use yet is no loss.
     let useless: Vec<_> = outdated.iter().filter(|(_, is_available, _)| !is_available).cloned().collect();
