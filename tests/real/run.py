@@ -87,6 +87,8 @@ class Bench:
         ]
 
     def close(self):
+        # Where a case killed all of plimsoll, any verb of the next one clears up.
+        subprocess.run([PLIMSOLL, "explain"], env=self.env, capture_output=True, check=False)
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
@@ -200,6 +202,8 @@ class Terminal:
 
     def __init__(self, bench, program, rows=24, columns=80):
         self.output = b""
+        # All of it, also what was waited for.
+        self.seen = b""
         self.bench = bench
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
@@ -227,6 +231,7 @@ class Terminal:
                 more = b""
             assert more, f"the terminal closed before {text!r}: {self.output[-800:]!r}"
             self.output += more
+            self.seen += more
         self.output = self.output[self.output.index(wanted) + len(wanted):]
 
     def end(self):
@@ -239,7 +244,9 @@ class Terminal:
                 return os.waitstatus_to_exitcode(status)
             try:
                 if select.select([self.fd], [], [], 0.02)[0]:
-                    self.output += os.read(self.fd, 4096)
+                    more = os.read(self.fd, 4096)
+                    self.output += more
+                    self.seen += more
             except OSError:
                 time.sleep(0.02)
         states = self.bench.states()
@@ -261,13 +268,13 @@ def an_interactive_shell(bench):
     shell.type("sleep 77; echo after-$?\n")
     wait_for_child(bench, "sleep")
     shell.type("\x03")
+    shell.wait_for("^C")
     shell.wait_for("$ ")
     shell.type("sleep 78; echo then-$?\n")
     wait_for_child(bench, "sleep")
     shell.type("\x1a")
     shell.wait_for("Stopped")
-    # A shell may hear of the death late, and then asks twice before it ends with a stopped job.
-    shell.type("kill -KILL %1; disown -a; echo gone-$((1+1))\n")
+    shell.type("kill -KILL %1; while jobs | grep -q Stopped; do sleep 0.1; done; echo gone-$((1+1))\n")
     shell.wait_for("gone-2")
     shell.type("exit 9\n")
     assert shell.end() == 9
@@ -349,6 +356,286 @@ def a_terminal_of_its_own(bench):
     assert shell.end() == 4
     idle = Terminal(bench, bench.command(["--idle-timeout", "300ms"], ["cat"]))
     assert idle.end() == 124
+
+
+def outer_shell(bench):
+    shell = Terminal(bench, ["bash", "--norc", "--noprofile", "-i"])
+    shell.wait_for("$ ")
+    return shell
+
+
+def started(shell, bench, options, program, name):
+    """Types a run into a shell and waits until a program of this name is there."""
+    words = " ".join(f"'{word}'" for word in bench.command(options, program))
+    shell.type(words + "\n")
+    return wait_for_child(bench, name)
+
+
+def wait_for_state(pid, wanted):
+    until = time.monotonic() + DEADLINE
+    while True:
+        state = open(f"/proc/{pid}/stat", encoding="utf-8").read().rpartition(")")[2].split()[0]
+        if state in wanted:
+            return
+        assert time.monotonic() < until, f"{pid} is {state}, wanted one of {wanted}"
+        time.sleep(0.01)
+
+
+def wait_for_foreground(pid):
+    """A shell names the job before it gives it the terminal."""
+    until = time.monotonic() + DEADLINE
+    while True:
+        fields = open(f"/proc/{pid}/stat", encoding="utf-8").read().rpartition(")")[2].split()
+        if fields[2] == fields[5]:
+            return
+        assert time.monotonic() < until, f"{pid} does not get the terminal"
+        time.sleep(0.01)
+
+
+def assert_sane(shell, word):
+    """The prompt is back and the terminal is one that a shell can use."""
+    shell.type("stty -a\n")
+    for mode in ("\nopost", " icanon", " echo "):
+        shell.wait_for(mode)
+    shell.type(f"echo {word}-$((40+2))\n")
+    shell.wait_for(f"{word}-42")
+
+
+def left(shell, bench):
+    shell.type("exit\n")
+    shell.end()
+    assert bench.alive() == [], bench.states()
+
+
+WAYS = ([], ["--idle-timeout", "60s"])
+
+
+@case
+def stopped_and_continued_at_a_terminal(bench):
+    """Ctrl-Z, a sane shell, fg and Ctrl-C, whether or not plimsoll stands between."""
+    for options in WAYS:
+        shell = outer_shell(bench)
+        cat = started(shell, bench, options, ["cat"], "cat")
+        shell.type("one\n")
+        shell.wait_for("one\r\none")
+        for word in ("again", "and-again"):
+            shell.type("\x1a")
+            shell.wait_for("Stopped")
+            wait_for_state(cat, "T")
+            assert_sane(shell, "shell")
+            shell.type("fg\n")
+            wait_for_state(cat, "SR")
+            shell.type(word + "\n")
+            shell.wait_for(f"{word}\r\n{word}")
+        shell.type("\x04")
+        shell.wait_for("$ ")
+        shell.type("echo code-$?\n")
+        shell.wait_for("code-0")
+        shell.wait_for("$ ")
+        sleeper = started(shell, bench, options, ["sh", "-c", "while :; do sleep 1; done"], "sleep")
+        shell.type("\x1a")
+        shell.wait_for("Stopped")
+        wait_for_state(sleeper, "T")
+        shell.type("bg\n")
+        assert_sane(shell, "beside")
+        front = parent(parent(parent(sleeper)))
+        shell.type("fg\n")
+        wait_for_foreground(front)
+        shell.type("\x03")
+        shell.wait_for("$ ")
+        shell.type("echo code-$?\n")
+        shell.wait_for("code-130")
+        left(shell, bench)
+
+
+def stop_less(shell):
+    # A Ctrl-Z while it draws its screen is lost on less, whoever started it.
+    time.sleep(0.5)
+    shell.type("\x1a")
+    shell.wait_for("Stopped")
+
+
+@case
+def a_pager_is_stopped_and_continued(bench):
+    text = os.path.join(bench.dir, "text")
+    with open(text, "w", encoding="utf-8") as file:
+        file.writelines(f"line {n} of the text\n" for n in range(1000))
+    for options in WAYS:
+        shell = outer_shell(bench)
+        started(shell, bench, options, ["less", text], "less")
+        shell.wait_for("line 20 of")
+        stop_less(shell)
+        assert_sane(shell, "shell")
+        shell.type("fg\n")
+        shell.wait_for("line 20 of")
+        shell.type(" ")
+        shell.wait_for("line 40 of")
+        shell.type("q")
+        shell.wait_for("$ ")
+        assert_sane(shell, "shell")
+        left(shell, bench)
+
+
+@case
+def a_shell_inside_has_its_own_jobs(bench):
+    """Ctrl-Z in an inner shell stops the inner job, `suspend` the inner shell."""
+    for options in WAYS:
+        shell = outer_shell(bench)
+        started(shell, bench, options, ["env", "PS1=in$ ", "bash", "--norc", "--noprofile", "-i"], "bash")
+        shell.wait_for("in$ ")
+        shell.type("sleep 81\n")
+        sleeper = wait_for_child(bench, "sleep")
+        shell.type("\x1a")
+        shell.wait_for("Stopped")
+        shell.wait_for("in$ ")
+        shell.type("fg\n")
+        wait_for_foreground(sleeper)
+        shell.type("\x03")
+        shell.wait_for("in$ ")
+        shell.type("suspend\n")
+        shell.wait_for("Stopped")
+        assert_sane(shell, "outer")
+        shell.type("fg\n")
+        shell.wait_for("in$ ")
+        shell.type("echo inner-$((1+2)); exit\n")
+        shell.wait_for("inner-3")
+        shell.wait_for("$ ")
+        left(shell, bench)
+
+
+@case
+def a_job_in_the_background(bench):
+    """A job that reads in the background is stopped, and does not take what is typed to the shell."""
+    for options in WAYS:
+        shell = outer_shell(bench)
+        words = " ".join(bench.command(options, ["cat"]))
+        shell.type(words + " &\n")
+        wait_for_state(wait_for_child(bench, "cat"), "T")
+        assert_sane(shell, "shell")
+        shell.type("fg\n")
+        shell.wait_for("cat")
+        shell.type("one\n")
+        shell.wait_for("one\r\none")
+        shell.type("\x04")
+        shell.wait_for("$ ")
+        left(shell, bench)
+
+
+@case
+def a_pager_beside_plimsoll(bench):
+    """Before or behind a pipe the terminal is shared with a program that is not plimsoll's."""
+    for options in WAYS:
+        for words in (
+            " ".join(bench.command(options, ["seq", "1", "1000"])) + " | less",
+            "seq 1 1000 | " + " ".join(bench.command(options, ["less"])),
+        ):
+            shell = outer_shell(bench)
+            shell.type(words + "\n")
+            shell.wait_for("\r\n20")
+            shell.type(" ")
+            shell.wait_for("\r\n40")
+            stop_less(shell)
+            assert_sane(shell, "shell")
+            shell.type("fg\n")
+            shell.wait_for("\r\n40")
+            shell.type(" ")
+            shell.wait_for("\r\n60")
+            shell.type("q")
+            shell.wait_for("$ ")
+            left(shell, bench)
+
+
+@case
+def each_stream_goes_where_it_went(bench):
+    """Every combination of the terminal and a file: the same is a terminal to the child, and the words arrive there."""
+    script = (
+        'for fd in 0 1 2; do test -t $fd; printf "$?" >&3; done; read word; echo "out $word"; echo "err $word" >&2;'
+        " test -t 3"
+    )
+    for options in WAYS:
+        for redirected in range(8):
+            path = [os.path.join(bench.dir, f"stream-{n}") for n in range(4)]
+            with open(path[0], "w", encoding="utf-8") as file:
+                file.write("filed\n")
+            files = [f"{'<>>'[n]} {path[n]}" if redirected >> n & 1 else "" for n in range(3)]
+            files[2] = files[2] and "2" + files[2]
+            words = " ".join(f"'{word}'" for word in bench.command([*options, "-q"], ["sh", "-c", f"exec 3>{path[3]}; {script}"]))
+            terminal = Terminal(bench, ["sh", "-c", f"{words} {' '.join(files)}; echo the-end"])
+            word = "filed" if redirected & 1 else "typed"
+            terminal.type("typed\n")
+            terminal.wait_for("the-end")
+            read = lambda n: open(path[n], encoding="utf-8").read()
+            assert read(3) == "".join(str(redirected >> n & 1) for n in range(3)), (options, redirected, read(3))
+            for n, text in ((1, f"out {word}\n"), (2, f"err {word}\n")):
+                if redirected >> n & 1:
+                    assert read(n) == text, (options, redirected, n, read(n))
+                    os.remove(path[n])
+            terminal.end()
+            for n, text in ((1, f"out {word}"), (2, f"err {word}")):
+                shown = text.encode() in terminal.seen
+                assert shown != bool(redirected >> n & 1), (options, redirected, n, terminal.seen)
+
+
+@case
+def the_terminal_comes_back_whoever_is_killed(bench):
+    """The keeper, the front: the shell's prompt stands on a sane terminal."""
+    for victim in ("keeper", "front"):
+        shell = outer_shell(bench)
+        cat = started(shell, bench, ["--idle-timeout", "60s"], ["cat"], "cat")
+        shell.type("one\n")
+        shell.wait_for("one\r\none")
+        keeper = parent(cat)
+        os.kill(keeper if victim == "keeper" else parent(keeper), signal.SIGKILL)
+        shell.wait_for("$ ")
+        assert_sane(shell, victim)
+        wait_until_gone(keeper)
+        left(shell, bench)
+
+
+def wait_until_gone(pid):
+    until = time.monotonic() + DEADLINE
+    while os.path.exists(f"/proc/{pid}"):
+        assert time.monotonic() < until, f"{pid} does not end"
+        time.sleep(0.01)
+
+
+def parent(pid):
+    return int(open(f"/proc/{pid}/stat", encoding="utf-8").read().rpartition(")")[2].split()[1])
+
+
+@case
+def the_terminal_comes_back_from_what_was_killed(bench):
+    """A shell inside that is ended has the terminal in its own modes and its own group; a script goes on after it."""
+    for options in WAYS:
+        inner = ["bash", "--norc", "--noprofile", "-i"]
+        words = " ".join(bench.command([*options, "-q", "--timeout", "1s", "--stop-timeout", "0s"], inner))
+        script = f"{words}; stty -a; read word; echo read-$word"
+        terminal = Terminal(bench, ["sh", "-c", script])
+        terminal.wait_for("$ ")
+        terminal.wait_for(" icanon")
+        terminal.type("something\n")
+        terminal.wait_for("read-something")
+        assert terminal.end() == 0
+    # A program that ended by itself keeps what it set.
+    words = " ".join(bench.command([], ["stty", "-echo"]))
+    terminal = Terminal(bench, ["sh", "-c", f"{words}; stty -a"])
+    terminal.wait_for(" -echo ")
+    assert terminal.end() == 0
+
+
+@case
+def a_stopped_job_ends_in_time(bench):
+    """The time limit of a job that Ctrl-Z stopped: the shell is told of the end without fg."""
+    for options in WAYS:
+        shell = outer_shell(bench)
+        cat = started(shell, bench, [*options, "--timeout", "2s", "-q"], ["cat"], "cat")
+        front = parent(parent(cat))
+        shell.type("\x1a")
+        shell.wait_for("Stopped")
+        wait_until_gone(front)
+        shell.type("wait %1; echo code-$?\n")
+        shell.wait_for("code-124")
+        left(shell, bench)
 
 
 def main():

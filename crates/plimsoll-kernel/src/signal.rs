@@ -46,16 +46,12 @@ const NAMES: [(i32, &str); 31] = [
     (libc::SIGSYS, "SIGSYS"),
 ];
 
-/// Signals that stay with plimsoll: those that cannot be caught, that speak of its own faults and children, and those
-/// of job control, whose default action stops plimsoll together with its job.
-const KEPT: [i32; 14] = [
+/// Signals that stay with plimsoll: those that cannot be caught, and that speak of its own faults and children. Those of
+/// job control are passed on too: plimsoll stops when the root has stopped, and not when that ignores them.
+const KEPT: [i32; 10] = [
     libc::SIGKILL,
     libc::SIGSTOP,
     libc::SIGCHLD,
-    libc::SIGTSTP,
-    libc::SIGTTIN,
-    libc::SIGTTOU,
-    libc::SIGPIPE,
     libc::SIGSEGV,
     libc::SIGBUS,
     libc::SIGILL,
@@ -106,6 +102,20 @@ impl SignalSet {
     /// Never on a valid set; the kernel's word is passed on all the same.
     pub fn block(&self) -> Result<Self, KernelError> {
         self.mask(libc::SIG_BLOCK)
+    }
+
+    /// Whether one of them waits, blocked.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        let mut pending = Self::empty();
+        // SAFETY: sigpending fills the set that it is given; both sets are initialised.
+        unsafe {
+            libc::sigpending(&raw mut pending.0) == 0
+                && (1..=libc::SIGRTMAX()).any(|signal| {
+                    libc::sigismember(&raw const self.0, signal) == 1
+                        && libc::sigismember(&raw const pending.0, signal) == 1
+                })
+        }
     }
 
     fn mask(&self, how: libc::c_int) -> Result<Self, KernelError> {
@@ -201,4 +211,15 @@ pub fn ignore(signal: i32) {
 pub fn send(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes plain numbers and touches no memory of ours.
     if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Stops this process, or all of its group, by a signal that is blocked here. Returns when it is continued; at once
+/// where the kernel refuses, since nobody is there to continue it (an orphaned group).
+pub fn stop_by(signal: i32, group: bool) {
+    let pid = if group { 0 } else { rustix::process::getpid().as_raw_nonzero().get() };
+    let _ = send(pid, signal);
+    let set = SignalSet::of(&[signal]);
+    // It acts between the two.
+    let _ = set.mask(libc::SIG_UNBLOCK);
+    let _ = set.block();
 }

@@ -123,10 +123,11 @@ fn decode(status: i32) -> Wait {
 pub enum Job {
     /// In our process group, so that the terminal's keys reach it and it may read.
     Shared,
-    /// In a group of its own: there is no terminal, and a signal to our group must not reach it twice.
+    /// In a group of its own: there is no terminal or it is in its background, and a signal to our group must not reach
+    /// it twice.
     Own,
-    /// In a session of its own whose terminal is this descriptor.
-    Session(RawFd),
+    /// The same, and in the foreground of this terminal of our session's. SIGTTOU must be blocked.
+    Foreground(RawFd),
 }
 
 /// The root of a tree, ready to start.
@@ -421,8 +422,8 @@ impl Child<'_, '_> {
                 Job::Own => {
                     libc::setpgid(0, 0);
                 }
-                Job::Session(terminal) => {
-                    if libc::setsid() < 0 || libc::ioctl(terminal, libc::TIOCSCTTY, 0) < 0 {
+                Job::Foreground(terminal) => {
+                    if libc::setpgid(0, 0) < 0 || libc::tcsetpgrp(terminal, libc::getpid()) < 0 {
                         return Step::Job;
                     }
                 }

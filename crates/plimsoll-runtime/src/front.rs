@@ -7,18 +7,22 @@ use plimsoll_kernel::boundary::{self, Boundary};
 use plimsoll_kernel::cgroup::Found;
 use plimsoll_kernel::kmsg::Kmsg;
 use plimsoll_kernel::procfs::read_file;
+use plimsoll_kernel::pty::Given;
 use plimsoll_kernel::signal::{SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Fork, Job};
 use plimsoll_kernel::{KernelError, clock, signal};
 use plimsoll_model::ending::{Decision, RootExit};
+use plimsoll_model::spec::LogSpec;
 use plimsoll_model::{Certificate, RunId, RunSpec};
 use plimsoll_store::{Registration, RegistryError, RunningTree};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal};
 
 use crate::channel::{End, Message, pair};
 use crate::keeper::Keeper;
 use crate::log::RotatingLog;
 use crate::relay::Plan;
+use crate::sweep::sweep;
 
 /// What `run` needs beside the spec.
 pub struct RunOptions<'a> {
@@ -122,6 +126,7 @@ fn start_and_wait(
 
     let report = options.report.as_deref().map(|path| open_report(path, made)).transpose()?;
     let output = plan_output(spec, made)?;
+    let given = Given::remember();
     let (now, wall) = (clock::Instant::now(), clock::wall());
     let mut random = [0; 4];
     let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
@@ -163,16 +168,12 @@ fn start_and_wait(
         record,
         registration,
         kmsg: Kmsg::open_at_end(),
-        host_oom_kills: host_oom_kills(),
+        host_oom_kills: None,
         report,
         made: made.clone(),
         mask,
-        job: match output {
-            // A terminal of its own makes it a session of its own; the keeper opens it.
-            Plan::Terminal => Job::Own,
-            _ if terminal => Job::Shared,
-            _ => Job::Own,
-        },
+        // A terminal of its own is that of a session of its own, which the keeper makes.
+        job: if terminal && !output.has_terminal() { Job::Shared } else { Job::Own },
         output: Some(output),
         front: rustix::process::getpid().as_raw_nonzero().get(),
     };
@@ -189,30 +190,28 @@ fn start_and_wait(
         }
         Ok(Fork::Parent(keeper)) => {
             drop(keeper_end);
-            Ok(wait(prepared, &front_end, keeper, &passed_on))
+            let (ended, by_itself) = wait(prepared, &front_end, keeper, &passed_on);
+            if let Some(given) = given {
+                given.give_back(!by_itself);
+            }
+            Ok(ended)
         }
     }
 }
 
 /// What has to be seen of the streams, for the options that were given.
 fn plan_output(spec: &RunSpec, made: &mut Vec<PathBuf>) -> Result<Plan, RunError> {
-    let idle = spec.idle_timeout.is_some();
-    if let Some(log) = &spec.log {
+    let mut open = |log: &LogSpec| {
         let there = log.file.exists();
         let open = RotatingLog::open(log).map_err(|source| RunError::Log { path: log.file.clone(), source })?;
         note_made(there, &log.file, made);
-        return Ok(Plan::Log { log: open, overflow: log.overflow, stdin: idle });
-    }
-    let terminal = rustix::termios::isatty(rustix::stdio::stdin()) && rustix::termios::isatty(rustix::stdio::stdout());
-    Ok(match (idle, terminal) {
-        (false, _) => Plan::Own,
-        (true, true) => Plan::Terminal,
-        (true, false) => Plan::Pipes,
-    })
+        Ok::<_, RunError>((open, log.overflow))
+    };
+    Ok(Plan::new(spec.log.as_ref().map(&mut open).transpose()?, spec.idle_timeout.is_some()))
 }
 
 fn libc_sigchld() -> i32 {
-    rustix::process::Signal::CHILD.as_raw()
+    Signal::CHILD.as_raw()
 }
 
 /// What stands in it stays until there is a certificate to take its place: the run may yet be refused.
@@ -253,11 +252,12 @@ pub(crate) fn host_oom_kills() -> Option<u64> {
     plimsoll_kernel::procfs::parse_vmstat_field(&read_file("/proc/vmstat").ok()?, "oom_kill")
 }
 
-/// Waits for the keeper's last word and passes signals on meanwhile.
-fn wait(prepared: Prepared<'_>, end: &End, keeper: i32, passed_on: &SignalSet) -> Ended {
+/// Waits for the keeper's last word and passes signals on meanwhile. Answers whether the root ended by itself, too.
+fn wait(prepared: Prepared<'_>, end: &End, keeper: i32, passed_on: &SignalSet) -> (Ended, bool) {
     // Failing to make a descriptor leaves the signals blocked, and the run goes on without them.
     let signals = SignalFd::new(passed_on).ok();
     let shared = prepared.job == Job::Shared;
+    let own_terminal = prepared.output.as_ref().is_some_and(Plan::has_terminal);
     // The root is not forked from here and keeps the priority that we were given.
     spawn::run_before_others();
     loop {
@@ -272,45 +272,56 @@ fn wait(prepared: Prepared<'_>, end: &End, keeper: i32, passed_on: &SignalSet) -
         drop(fds);
         if signalled && let Some(signals) = &signals {
             while let Some(received) = signals.next() {
-                // The terminal's own signals go to its whole foreground group, and so has whatever a member of our
-                // group sent to all of it: the root has those already.
-                let seen = shared && (received.by_kernel || in_our_group(received.sender));
+                // The terminal's own signals go to its whole foreground group: the root has those already. What a member
+                // of our group sent may have gone to all of it as well; that cannot be told, and twice is better than never.
+                let seen = shared && received.by_kernel;
                 end.say(&Message::Signal { signal: received.signal, sender: received.sender, seen });
             }
         }
         if spoken {
             match end.hear() {
-                Some(Message::Over { code, text }) => {
+                Some(Message::Over { code, by_itself, text }) => {
+                    // A plimsoll in the tree was ended with it; what it looked after is gone as well, and its record goes
+                    // now, while the keeper goes too.
+                    let _ = sweep(prepared.options.runtime_dir, prepared.options.state_dir);
                     let _ = spawn::wait_for(keeper);
                     prepared.boundary.leave_leaf();
-                    return Ended { code, text };
+                    return (Ended { code, text }, by_itself);
                 }
-                Some(Message::Stopped { root }) => stop_with(root),
+                Some(Message::Stopped { root, signal }) => stop_with(root, signal, own_terminal, end),
                 Some(Message::Signal { .. }) => {}
-                None => return keeper_lost(prepared, keeper),
+                None => return (keeper_lost(prepared, keeper), false),
             }
         }
     }
 }
 
-fn in_our_group(pid: i32) -> bool {
-    let group = |pid: i32| rustix::process::getpgid(rustix::process::Pid::from_raw(pid)).ok();
-    pid > 0 && group(pid).is_some() && group(pid) == group(0)
+fn group_of(pid: i32) -> Option<Pid> {
+    rustix::process::getpgid(Pid::from_raw(pid)).ok()
 }
 
-/// A root that was stopped at the terminal stops our job with it, so that the shell gets its prompt back.
-fn stop_with(root: i32) {
+/// A root that was stopped stops our job with it, by the same signal, so that the shell gets its prompt back. SIGSTOP
+/// may be somebody's who looks into the tree: that counts only where a shell waits for us.
+fn stop_with(root: i32, number: i32, own_terminal: bool, end: &End) {
     let foreground = File::open("/dev/tty")
         .ok()
         .and_then(|tty| rustix::termios::tcgetpgrp(&tty).ok())
-        .is_some_and(|group| group == rustix::process::getpgrp());
-    // It may be running again by now: a Ctrl-Z stops both of us, and `fg` continues both, before this is read.
+        // A shell that suspends itself keeps the terminal for its own group.
+        .is_some_and(|group| group == rustix::process::getpgrp() || Some(group) == group_of(root));
+    // It may be running again by now: `kill -STOP` stops both of us, and `fg` continues both, before this is read.
     let stopped = plimsoll_kernel::procfs::Process::of(root)
         .ok()
         .and_then(|process| process.state().ok().flatten())
         .is_some_and(|state| state == 'T');
-    if foreground && stopped {
-        let _ = signal::send(rustix::process::getpid().as_raw_nonzero().get(), rustix::process::Signal::STOP.as_raw());
+    if !stopped || (number == Signal::STOP.as_raw() && !foreground) {
+        return;
+    }
+    // A key that was typed at a terminal of the root's own would have stopped all of our job at the user's.
+    signal::stop_by(number, own_terminal);
+    let going_on = Signal::CONT.as_raw();
+    if number == Signal::TSTP.as_raw() && !SignalSet::of(&[going_on]).is_pending() {
+        // Nobody could continue us, so the kernel did not stop us; nor would it have stopped the root at our terminal.
+        end.say(&Message::Signal { signal: going_on, sender: 0, seen: false });
     }
 }
 

@@ -22,20 +22,21 @@ use plimsoll_kernel::cgroup::probe::Surrounding;
 use plimsoll_kernel::cgroup::{surroundings, teardown};
 use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::procfs::Process;
+use plimsoll_kernel::pty::is_in_foreground;
 use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Job, Launch, SpawnError, Step, Wait};
 use plimsoll_kernel::tree::{Tree, command_line, members_of_group, name_of, tagged};
 use plimsoll_model::certificate::{Exit, Largest, Memory, SCHEMA, Tree as TreeFacts};
 use plimsoll_model::ending::{Decision, Delta, Ending, PassedOn, RootExit, Victim};
 use plimsoll_model::{Cause, Certificate, Member, OnLimit, Sample};
-use plimsoll_store::{CertificateStore, ProcessRef};
+use plimsoll_store::ProcessRef;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
 use crate::channel::{End, Message};
 use crate::front::{Prepared, host_oom_kills, swap_limit, unmake};
 use crate::log::LogReport;
-use crate::relay::{Plan, Relay};
+use crate::relay::{Ends, Relay};
 
 /// How often a tree is looked at for its history when no line asks for more.
 const HISTORY_EVERY: Duration = Duration::from_secs(1);
@@ -51,9 +52,6 @@ const NOTE_EVERY: Duration = Duration::from_millis(100);
 
 /// And no more than this part of the time is spent on it, or on listing: one in so many.
 const NOTE_COST: u32 = 20;
-
-/// The store that was opened ahead is closed again when the run turns out to be no short one.
-const STORE_KEPT: Duration = Duration::from_secs(1);
 
 /// Members are listed for the certificate at most so often: who is large changes slowly, and looks are many.
 const LIST_EVERY: Duration = Duration::from_millis(10);
@@ -75,6 +73,12 @@ const LOST_KEPT: Duration = Duration::from_secs(2);
 
 /// Pids kept as a hint for reading the kernel's log.
 const PIDS_KEPT: usize = 64;
+
+/// Far from the line members are measured at most so often,
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
+
+/// and for no more than this part of the time: one in so many.
+const MEASURE_COST: u32 = 1000;
 
 /// A measurement walks at most so many bytes of mappings, so that it does not itself take too long.
 const MEASURE_AT_MOST: u64 = 1 << 30;
@@ -109,10 +113,10 @@ pub(crate) struct Keeper<'a> {
     victims: Vec<Victim>,
     /// The last signal that was passed on to the root.
     passed_on: Option<PassedOn>,
-    /// Opened while the root gets going, for the certificate of a short run.
-    store: Option<CertificateStore>,
     /// When the members are to be listed again, since the start.
     list_next: Duration,
+    /// When the members may be measured again though the line is far, since the start.
+    measure_next: Duration,
     thrash: Thrash,
     /// When the group was last asked how it fares, since the start.
     strained: Duration,
@@ -173,8 +177,8 @@ impl<'a> Keeper<'a> {
             read: None,
             victims: Vec::new(),
             passed_on: None,
-            store: None,
             list_next,
+            measure_next: MEASURE_EVERY,
             thrash: Thrash::default(),
             strained: Duration::ZERO,
         }
@@ -211,9 +215,17 @@ impl<'a> Keeper<'a> {
             }
             Err(error) => return self.refuse(&error.to_string()),
         };
+        let by_itself = finish.decision.is_none() && !matches!(finish.exit, RootExit::Signal(_) | RootExit::Unknown);
         let (code, text) = self.finish(finish.exit, finish.decision);
-        if let Some(front) = &self.front {
-            front.say(&Message::Over { code, text });
+        self.say_over(code, by_itself, text);
+    }
+
+    fn say_over(&self, code: u8, by_itself: bool, text: String) {
+        let Some(front) = &self.front else { return };
+        front.say(&Message::Over { code, by_itself, text });
+        // One that was stopped with its tree has nothing to be stopped for any more.
+        if rustix::process::getppid().is_some_and(|parent| parent.as_raw_nonzero().get() == self.prepared.front) {
+            let _ = signal::send(self.prepared.front, Signal::CONT.as_raw());
         }
     }
 
@@ -224,15 +236,17 @@ impl<'a> Keeper<'a> {
         self.tree.kill_until_empty(&mut reap);
         let _ = self.prepared.boundary.remove();
         let text = format!("plimsoll: error: {}: {why}\n", self.prepared.spec.name);
-        let _ = self.prepared.registration.remove();
+        let _ = self.forget();
         unmake(&self.prepared.made);
-        if let Some(front) = &self.front {
-            front.say(&Message::Over { code: 125, text });
-        }
+        self.say_over(125, true, text);
     }
 
     fn start(&mut self) -> Result<(), SpawnError> {
-        let ends = self.prepared.output.take().unwrap_or(Plan::Own).open()?;
+        let ends =
+            self.prepared.output.take().map_or_else(|| Ok(Ends::default()), |plan| plan.open(self.prepared.front))?;
+        if let Some(pty) = ends.terminal() {
+            pty.lead_session()?;
+        }
         let Prepared { spec, boundary, mask, job, id, registration, .. } = &self.prepared;
         let (join, into) = boundary.entrance();
         let mut env: Vec<_> = std::env::vars_os()
@@ -249,10 +263,15 @@ impl<'a> Keeper<'a> {
             into,
             lock: Some(registration.as_fd()),
             oom_score_adj: spec.limits.oom_score_adj,
-            job: ends.terminal().map_or(*job, |terminal| Job::Session(terminal.as_raw_fd())),
+            job: match ends.terminal() {
+                Some(pty) if ends.in_foreground() => Job::Foreground(pty.slave().as_raw_fd()),
+                _ => *job,
+            },
             mask: *mask,
         };
         let pid = launch.start()?;
+        // While its program is only being loaded: a count of the whole machine takes the kernel a while to write.
+        self.prepared.host_oom_kills = host_oom_kills();
         self.started = Instant::now();
         self.root = Process::of(pid).ok();
         self.pids.push(pid);
@@ -266,8 +285,12 @@ impl<'a> Keeper<'a> {
             }
         };
         // The root runs in its session and with our priority as it was; from here on ours is our own. Outside the
-        // session no key and no hang-up of the terminal reaches us.
-        let _ = rustix::process::setsid();
+        // session no key and no hang-up of the terminal reaches us. Without a terminal we stay in it, beside our group:
+        // where the parent is in another session nothing of job control stops a process.
+        let _ = match self.prepared.job {
+            Job::Shared => rustix::process::setsid().map(|_| ()),
+            _ => rustix::process::setpgid(None, None),
+        };
         spawn::run_before_others();
         self.prepared.record.root = self.root.map(reference);
         // The registry is for the next plimsoll: without it only the tag and the groups are left to sweep by.
@@ -291,7 +314,6 @@ impl<'a> Keeper<'a> {
         let mut grace: Option<(Instant, Decision)> = None;
         let timeout = spec.timeout.map(|limit| (self.started.after(limit), limit));
         let mut kills_seen = 0;
-        let mut opened_ahead = false;
         let mut oom_pending: Option<Instant> = None;
         loop {
             let now = Instant::now();
@@ -318,13 +340,6 @@ impl<'a> Keeper<'a> {
                 self.tree.discover();
                 self.note_members();
                 next_note = Some(Instant::now().after(NOTE_EVERY.max(now.elapsed() * NOTE_COST)));
-            }
-            if !opened_ahead {
-                // The root is only getting going: a short run's end then need not wait for this.
-                opened_ahead = true;
-                self.store = CertificateStore::open_if_free(self.prepared.options.state_dir);
-            } else if now >= self.started.after(STORE_KEPT) {
-                self.store = None;
             }
             // The kernel's notice comes before its kill is counted: look again until it is, for a while.
             if let Some(since) = oom_pending {
@@ -451,15 +466,8 @@ impl<'a> Keeper<'a> {
         let front = self.front.as_ref()?;
         match front.hear() {
             Some(Message::Signal { signal: number, sender, seen }) => {
-                if number == Signal::WINCH.as_raw()
-                    && let Some(relay) = &self.relay
-                {
-                    relay.resize();
-                }
                 self.passed_on = Some(PassedOn { signal: number, sender });
-                if !seen && let Some(root) = self.root {
-                    let _ = signal::send(root.pid, number);
-                }
+                self.pass_on(number, sender, seen);
                 if number == Signal::TERM.as_raw() && grace.is_none() {
                     let by = if sender > 0 { format!(" by pid {sender}") } else { String::new() };
                     let decision = Decision::Stopped(format!("SIGTERM was sent to plimsoll{by}"));
@@ -473,8 +481,56 @@ impl<'a> Keeper<'a> {
                 let reason =
                     format!("plimsoll (pid {}) was killed, and the tree was ended with it", self.prepared.front);
                 self.front = None;
+                // At once: the user's shell has the terminal already.
+                if let Some(relay) = &mut self.relay {
+                    relay.detach();
+                }
                 Some(Finish { exit: RootExit::Unknown, decision: Some(Decision::Bereft(reason)) })
             }
+        }
+    }
+
+    /// Passes on what was sent to the front. At a terminal of the tree's own, what the user's terminal says is said again.
+    fn pass_on(&mut self, number: i32, sender: i32, seen: bool) {
+        let Some(root) = self.root else { return };
+        let from_terminal = sender == 0;
+        let mut whole_group = false;
+        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.has_terminal()) {
+            if number == Signal::WINCH.as_raw() {
+                relay.resize();
+                if from_terminal {
+                    return;
+                }
+            }
+            if number == Signal::CONT.as_raw() {
+                if is_in_foreground(self.prepared.front) {
+                    relay.attach(root.pid);
+                } else {
+                    relay.detach();
+                }
+            }
+            // A key, and what undoes Ctrl-Z, is for all of a job.
+            whole_group = from_terminal || number == Signal::CONT.as_raw();
+        }
+        if !seen {
+            let _ = signal::send(if whole_group { -root.pid } else { root.pid }, number);
+        }
+    }
+
+    /// A signal stopped the root: the front stops too, and leaves the user's terminal to the shell.
+    fn stopped(&mut self, root: i32, number: i32) {
+        if let Some(relay) = self.relay.as_mut().filter(|relay| relay.has_terminal()) {
+            let asks = number == Signal::TTIN.as_raw() || number == Signal::TTOU.as_raw();
+            if asks && !relay.is_attached() && is_in_foreground(self.prepared.front) {
+                // It was in the background of its terminal, and may have it.
+                relay.attach(root);
+                let _ = signal::send(-root, Signal::CONT.as_raw());
+                return;
+            }
+            relay.detach();
+        }
+        if let Some(front) = &self.front {
+            front.say(&Message::Stopped { root, signal: number });
         }
     }
 
@@ -505,11 +561,7 @@ impl<'a> Keeper<'a> {
             match wait {
                 Wait::Exited(code) => exit = Some(RootExit::Code(code)),
                 Wait::Signaled(signal) => exit = Some(RootExit::Signal(signal)),
-                Wait::Stopped(_) => {
-                    if let Some(front) = &self.front {
-                        front.say(&Message::Stopped { root: pid });
-                    }
-                }
+                Wait::Stopped(signal) => self.stopped(pid, signal),
                 Wait::Continued => {}
             }
         }
@@ -641,11 +693,15 @@ impl<'a> Keeper<'a> {
         let mut held = self.tree.sample();
         let line = self.prepared.spec.limits.memory.unwrap_or(u64::MAX);
         // Measured while there is time for it: later only differences to the measurement are in doubt, and those are
-        // small. At the line the measurement itself would take longer than the growth leaves.
-        let in_doubt = held.upper - held.lower;
-        let near = held.upper >= line / 2 && in_doubt > line.saturating_sub(held.upper).max(line / 32);
-        if held.lower < line && (held.upper >= line || near) {
+        // small. At the line the measurement itself would take longer than the growth leaves; far from it, it lets looks
+        // be rarer.
+        let (in_doubt, headroom) = (held.upper - held.lower, line.saturating_sub(held.upper));
+        let near = held.upper >= line / 2 && in_doubt > headroom.max(line / 32);
+        let at_leisure = in_doubt > headroom / 8 && at >= self.measure_next;
+        if held.lower < line && (held.upper >= line || near || at_leisure) {
+            let began = Instant::now();
             held = self.tree.measure(MEASURE_AT_MOST);
+            self.measure_next = at + MEASURE_EVERY.max(began.elapsed() * MEASURE_COST);
         }
         self.push(at, held.upper, u64::from(held.processes));
         // A measurement that could not be completed leaves the upper bound to decide: the line is a promise.
@@ -831,11 +887,8 @@ impl Keeper<'_> {
         std::fs::remove_file(self.prepared.registration.path())
     }
 
-    fn store(&mut self, certificate: &Certificate) -> Result<(), plimsoll_store::CertificateError> {
-        match &mut self.store {
-            Some(store) => store.insert(certificate),
-            None => CertificateStore::open(self.prepared.options.state_dir)?.insert(certificate),
-        }
+    fn store(&self, certificate: &Certificate) -> Result<(), plimsoll_store::CertificateError> {
+        plimsoll_store::inbox::append(self.prepared.options.state_dir, certificate)
     }
 
     fn ending(&mut self, exit: RootExit, decision: Option<Decision>) -> Ending {
@@ -1037,7 +1090,8 @@ fn reference(process: Process) -> ProcessRef {
 }
 
 fn cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+    // Not `available_parallelism`: quotas spread over a period, a burst within one runs on all of these.
+    rustix::thread::sched_getaffinity(None).map_or(1, |cpus| cpus.count())
 }
 
 #[cfg(test)]

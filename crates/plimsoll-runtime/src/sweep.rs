@@ -11,7 +11,7 @@ use plimsoll_kernel::tree::kill_process;
 use plimsoll_model::certificate::{Exit, Memory, SCHEMA, Tree};
 use plimsoll_model::{Cause, Certificate, Confidence, Evidence, RunId};
 use plimsoll_store::registry::leftovers;
-use plimsoll_store::{CertificateStore, RegistryError, RunningTree};
+use plimsoll_store::{RegistryError, RunningTree, inbox};
 
 use crate::front::boot_id;
 use crate::keeper::kill_tagged;
@@ -43,12 +43,10 @@ pub fn sweep(runtime_dir: &Path, state_dir: &Path) -> Result<Vec<Swept>, Registr
         if pids_hold {
             one.ended = end(id, record.as_ref(), &mut one.trouble);
         }
-        if let Some(record) = record {
-            let stored =
-                CertificateStore::open(state_dir).and_then(|mut store| store.insert(&certify(&record, one.ended)));
-            if let Err(error) = stored {
-                one.trouble.get_or_insert(format!("the certificate is not stored: {error}"));
-            }
+        if let Some(record) = record
+            && let Err(error) = inbox::append(state_dir, &certify(&record, one.ended))
+        {
+            one.trouble.get_or_insert(format!("the certificate is not stored: {error}"));
         }
         // A group that would not go is tried again by the next one.
         if one.trouble.is_none() {

@@ -1,9 +1,9 @@
 //! Certificates: one SQLite file in the state directory, its history bounded.
 //!
-//! Storing one is on the path of every `run`, in a process that is to stay small, many of which may end at once:
+//! What ends is appended to the [`inbox`]; whoever opens the history takes it over. Several may do so at once:
 //! - The file is made complete under another name and then renamed, with the directory locked, so nobody ever sees it
 //!   half made and switching to the write-ahead log never races.
-//! - A writer does not checkpoint as it closes (that is two `fsync`); every [`CHECKPOINT_EVERY`]th insert does, and starts the
+//! - A writer does not checkpoint as it closes (that is two `fsync`); whoever passes a [`CHECKPOINT_EVERY`]th does, and starts the
 //!   log afresh, because the next process reads all of it.
 //! - A file that is damaged, or that a newer Plimsoll wrote, is renamed and a new one made; the caller hears of it.
 
@@ -17,6 +17,8 @@ use std::time::Duration;
 use plimsoll_model::Certificate;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+
+use crate::inbox;
 
 /// The file's name in the state directory.
 pub const FILE_NAME: &str = "plimsoll.db";
@@ -135,31 +137,23 @@ enum Look {
 }
 
 impl CertificateStore {
-    /// Opens the certificates of a state directory that exists; the file is made where it is missing.
+    /// Opens the certificates of a state directory that exists, what waits in the [`inbox`] included; the file is made
+    /// where it is missing.
     ///
     /// # Errors
     /// The directory cannot be written, the disk is full, or the system refused otherwise.
     pub fn open(dir: &Path) -> Result<Self, CertificateError> {
         let path = dir.join(FILE_NAME);
         let mut notices = Vec::new();
-        let connection = match look(&path, BUSY_TIMEOUT)? {
+        let connection = match look(&path)? {
             Look::Good(connection) => connection,
             _ => renew(dir, &path, false, &mut notices)?,
         };
-        Ok(Self { connection, dir: dir.to_owned(), path, notices })
-    }
-
-    /// Opens the certificates if that is done at once: `None` when the file is missing, damaged, or at work elsewhere.
-    #[must_use]
-    pub fn open_if_free(dir: &Path) -> Option<Self> {
-        let path = dir.join(FILE_NAME);
-        match look(&path, Duration::ZERO) {
-            Ok(Look::Good(connection)) => {
-                connection.busy_timeout(BUSY_TIMEOUT).ok()?;
-                Some(Self { connection, dir: dir.to_owned(), path, notices: Vec::new() })
-            }
-            _ => None,
+        let mut store = Self { connection, dir: dir.to_owned(), path, notices };
+        if !inbox::is_empty(dir) {
+            inbox::take_over(dir, |certificates| store.insert_all(certificates))?;
         }
+        Ok(store)
     }
 
     /// Like [`Self::open`], but makes nothing: `None` when there never was a certificate.
@@ -169,9 +163,11 @@ impl CertificateStore {
     pub fn open_existing(dir: &Path) -> Result<Option<Self>, CertificateError> {
         let path = dir.join(FILE_NAME);
         match std::fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(CertificateError::File { action: "look at", path, source }),
-            Ok(_) => Self::open(dir).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && inbox::is_empty(dir) => Ok(None),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(CertificateError::File { action: "look at", path, source })
+            }
+            _ => Self::open(dir).map(Some),
         }
     }
 
@@ -186,34 +182,46 @@ impl CertificateStore {
     /// # Errors
     /// The disk is full, or the system refused otherwise; the history is unchanged then.
     pub fn insert(&mut self, certificate: &Certificate) -> Result<(), CertificateError> {
-        let json = serde_json::to_string(certificate).map_err(|source| CertificateError::Json {
-            id: certificate.id.to_string(),
-            path: self.path.clone(),
-            source,
-        })?;
+        self.insert_all(std::slice::from_ref(certificate))
+    }
+
+    /// Stores some, all of them or none.
+    fn insert_all(&mut self, certificates: &[Certificate]) -> Result<(), CertificateError> {
+        let mut rows = Vec::with_capacity(certificates.len());
+        for certificate in certificates {
+            let json = serde_json::to_string(certificate).map_err(|source| CertificateError::Json {
+                id: certificate.id.to_string(),
+                path: self.path.clone(),
+                source,
+            })?;
+            rows.push((certificate, json));
+        }
         self.guarded("store", |connection| {
-            let stored = connection
-                .prepare_cached("INSERT OR IGNORE INTO certificates (id, name, ended_at_ms, cause, json) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                .execute((
-                    certificate.id.as_str(),
-                    &certificate.name,
-                    certificate.ended_at.as_millisecond(),
-                    certificate.cause.as_str(),
-                    &json,
-                ))?;
-            if stored == 0 {
-                return Ok(());
+            let transaction = connection.unchecked_transaction()?;
+            let (mut stored, mut seq) = (0, 0);
+            for (certificate, json) in &rows {
+                stored += transaction
+                    .prepare_cached("INSERT OR IGNORE INTO certificates (id, name, ended_at_ms, cause, json) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                    .execute((
+                        certificate.id.as_str(),
+                        &certificate.name,
+                        certificate.ended_at.as_millisecond(),
+                        certificate.cause.as_str(),
+                        json,
+                    ))?;
+                seq = transaction.last_insert_rowid();
             }
-            let seq = connection.last_insert_rowid();
-            if seq % TRIM_EVERY == 0 {
+            transaction.commit()?;
+            let is_due = |every: i64| stored > 0 && seq / every > (seq - stored as i64) / every;
+            if is_due(TRIM_EVERY) {
                 connection.execute("DELETE FROM certificates WHERE seq <= ?1", [seq - HISTORY as i64])?;
             }
-            if seq % CHECKPOINT_EVERY == 0 {
-                // Others at work make it answer `busy`; the next one's turn comes. Waiting here would hold up a run's end.
+            if is_due(CHECKPOINT_EVERY) {
+                // Others at work make it answer `busy`; the next one's turn comes.
                 connection.busy_timeout(Duration::ZERO)?;
                 let checkpoint = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
                 connection.busy_timeout(BUSY_TIMEOUT)?;
-                // The certificate is stored whether or not this went well; a damage shows itself to the next reader.
+                // The certificates are stored whether or not this went well; a damage shows itself to the next reader.
                 drop(checkpoint);
             }
             Ok(())
@@ -319,8 +327,8 @@ fn is_damage(error: &rusqlite::Error) -> bool {
         || matches!(error, rusqlite::Error::SqlInputError { msg, .. } if msg.starts_with("no such "))
 }
 
-/// Opens a database that may be there, waiting so long for others, with all the settings a connection of ours has.
-fn look(path: &Path, patience: Duration) -> Result<Look, CertificateError> {
+/// Opens a database that may be there, with all the settings a connection of ours has.
+fn look(path: &Path) -> Result<Look, CertificateError> {
     let failed = |source| CertificateError::Database { action: "open", path: path.to_owned(), source };
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = match Connection::open_with_flags(path, flags) {
@@ -333,7 +341,7 @@ fn look(path: &Path, patience: Duration) -> Result<Look, CertificateError> {
         }
         Err(error) => return Err(failed(error)),
     };
-    let version = configure(&connection, patience)
+    let version = configure(&connection)
         .and_then(|()| connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)).optional());
     match version {
         Ok(Some(SCHEMA_VERSION)) => Ok(Look::Good(connection)),
@@ -345,8 +353,8 @@ fn look(path: &Path, patience: Duration) -> Result<Look, CertificateError> {
     }
 }
 
-fn configure(connection: &Connection, patience: Duration) -> rusqlite::Result<()> {
-    connection.busy_timeout(patience)?;
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     // 16 pages of cache: an insert touches about five. Checkpoints are ours to time (see the module's first lines).
     connection.execute_batch("PRAGMA cache_size = 16; PRAGMA wal_autocheckpoint = 0; PRAGMA synchronous = NORMAL;")
@@ -360,7 +368,7 @@ fn renew(dir: &Path, path: &Path, doubted: bool, notices: &mut Vec<Notice>) -> R
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
         .map_err(|errno| file("lock", dir, errno.into()))?;
     // Whoever held the lock before us may have done all of it.
-    match look(path, BUSY_TIMEOUT)? {
+    match look(path)? {
         Look::Good(connection) if !doubted || is_sound(&connection) => return Ok(connection),
         Look::Missing => {}
         Look::Good(_) | Look::Corrupt => {
@@ -383,7 +391,7 @@ fn renew(dir: &Path, path: &Path, doubted: bool, notices: &mut Vec<Notice>) -> R
         let _ = remove(&new);
         return Err(error);
     }
-    match look(path, BUSY_TIMEOUT)? {
+    match look(path)? {
         Look::Good(connection) => Ok(connection),
         _ => Err(file("use the new", path, io::Error::from(io::ErrorKind::InvalidData))),
     }

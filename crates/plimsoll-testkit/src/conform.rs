@@ -50,10 +50,12 @@ const CASES: &[Case] = cases![
     on_limit_largest,
     log_file,
     log_file_rotates,
+    log_overflow_drop_keeps_the_end,
     report_has_the_contracts_shape,
     three_lines_unless_quiet,
     streams_are_the_childs_own,
     signals_reach_the_root,
+    stop_signals_reach_the_root,
     sigterm_with_grace,
     a_tree_that_leaves_daemons,
     a_tree_that_ignores_sigterm,
@@ -360,6 +362,31 @@ fn log_file_rotates(bench: &Bench) -> Check {
         .collect();
     ensure!(sizes.len() == 3 && sizes.iter().all(|&size| size <= 1 << 20), "{sizes:?}");
     ensure!(sizes.iter().sum::<u64>() > 2 << 20, "{sizes:?}");
+    // Lines stay whole, although a pipe is read in pieces that know nothing of lines.
+    let lines = bench.dir.join("lines");
+    let name = lines.display().to_string();
+    let options = ["--log-file", &name, "--log-max-size", "50k", "--log-max-files", "40"];
+    ended(&bench.run(&options, &["seq", "-f", "%0800.0f", "1", "2000"]), 0, "exited")?;
+    let older = (1..40).rev().map(|number| bench.dir.join(format!("lines.{number}"))).filter(|path| path.exists());
+    let mut text = String::new();
+    for path in older.chain([lines]) {
+        let part = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        ensure!(part.ends_with('\n'), "{} ends within a line: {:?}", path.display(), part.lines().last());
+        text += &part;
+    }
+    ensure!(text.lines().eq((1..=2000).map(|number| format!("{number:0800}"))), "not every number");
+    Ok(())
+}
+
+fn log_overflow_drop_keeps_the_end(bench: &Bench) -> Check {
+    let log = bench.dir.join("log");
+    let options = ["--log-file", &log.display().to_string(), "--log-overflow", "drop"];
+    let outcome = bench.run(&options, &["sh", "-c", "seq 1 600000; echo err >&2; echo END"]);
+    ended(&outcome, 0, "exited")?;
+    let text = std::fs::read_to_string(&log).map_err(|error| error.to_string())?;
+    ensure!(text.ends_with("\nerr\nEND\n"), "ends in {:?}", &text[text.len().saturating_sub(80)..]);
+    let spliced = text.lines().find(|line| line.contains("[plimsoll: ") && !line.starts_with("[plimsoll: "));
+    ensure!(spliced.is_none(), "a marker within a line: {spliced:?}");
     Ok(())
 }
 
@@ -449,9 +476,15 @@ fn signals_reach_the_root(bench: &Bench) -> Check {
     let running = bench.start(&[], &["@say-signal"]);
     ensure!(eventually(|| running.printed().contains("ready")), "it did not start");
     let mut wanted = String::from("ready\n");
-    for (signal, name) in
-        [(1, "SIGHUP"), (2, "SIGINT"), (10, "SIGUSR1"), (12, "SIGUSR2"), (28, "SIGWINCH"), (15, "SIGTERM")]
-    {
+    for (signal, name) in [
+        (1, "SIGHUP"),
+        (2, "SIGINT"),
+        (10, "SIGUSR1"),
+        (12, "SIGUSR2"),
+        (13, "SIGPIPE"),
+        (28, "SIGWINCH"),
+        (15, "SIGTERM"),
+    ] {
         plimsoll_kernel::signal::send(running.front(), signal).map_err(|error| error.to_string())?;
         wanted += &format!("{name}\n");
         let arrived = eventually(|| running.printed().contains(name) || (signal == 15 && running.root().is_none()));
@@ -460,6 +493,25 @@ fn signals_reach_the_root(bench: &Bench) -> Check {
     let outcome = running.wait();
     ensure!(outcome.stdout == wanted, "each once: {}", outcome.stdout);
     ended(&outcome, 0, "stopped")
+}
+
+fn stop_signals_reach_the_root(bench: &Bench) -> Check {
+    let running = bench.start(&["--timeout", "60s"], &["sleep", "60"]);
+    let root = running.wait_for_root().ok_or("no root")?;
+    let state = |pid: i32| Process::of(pid).ok().and_then(|process| process.state().ok().flatten());
+    for _ in 0..3 {
+        plimsoll_kernel::signal::send(running.front(), 20).map_err(|error| error.to_string())?;
+        let both = || state(root) == Some('T') && state(running.front()) == Some('T');
+        ensure!(eventually(both), "SIGTSTP: root {:?}, plimsoll {:?}", state(root), state(running.front()));
+        plimsoll_kernel::signal::send(running.front(), 18).map_err(|error| error.to_string())?;
+        let neither = || state(root) == Some('S') && state(running.front()) == Some('S');
+        ensure!(eventually(neither), "SIGCONT: root {:?}, plimsoll {:?}", state(root), state(running.front()));
+    }
+    // Stopped, and its tree ended meanwhile: there is nothing more to be stopped for.
+    plimsoll_kernel::signal::send(running.front(), 20).map_err(|error| error.to_string())?;
+    ensure!(eventually(|| state(running.front()) == Some('T')), "plimsoll does not stop a fourth time");
+    plimsoll_kernel::signal::send(root, 9).map_err(|error| error.to_string())?;
+    ended(&running.wait(), 137, "external_kill")
 }
 
 fn sigterm_with_grace(bench: &Bench) -> Check {

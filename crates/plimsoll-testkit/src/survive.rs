@@ -80,7 +80,11 @@ fn one(options: &Options, seed: u64) -> Result<usize, String> {
     match end {
         End::Timeout | End::MemoryLine => {}
         End::Stop => drop(send(Some(front), 15)),
-        End::RootKilled => drop(send(running.root(), 9)),
+        // Before there is a root, plimsoll is asked to end: else the tree would go on for ever.
+        End::RootKilled => drop(match running.root() {
+            Some(root) => send(Some(root), 9),
+            None => send(Some(front), 15),
+        }),
         End::FrontKilled => drop(send(Some(front), 9)),
         // Before there is a keeper, or after its work, there is nobody to kill but the front.
         End::KeeperKilled => drop(send(keeper.or(Some(front)), 9)),

@@ -276,7 +276,7 @@ fn crash(number: i32) {
 
 /// Prints the name of each signal that arrives, for those that can be caught.
 fn say_signal() {
-    let set = signal::SignalSet::of(&[1, 2, 10, 12, 15, 28]);
+    let set = signal::SignalSet::of(&[1, 2, 10, 12, 13, 15, 28]);
     let _ = set.block();
     let signals = signal::SignalFd::new(&set).expect("a signalfd");
     println!("ready");

@@ -238,11 +238,12 @@ fn a_missing_interpreter_is_named() {
 #[test]
 fn a_full_disk_leaves_no_half_made_history() {
     let place = Place::new("full");
-    // No file may be larger than 2 KiB, as if the disk were full: a page of the history is.
-    let script = "trap '' XFSZ; ulimit -f 4; $PLIMSOLL run --boundary watchdog -- true";
-    let (code, said) = place.shell(script);
+    // No file may be larger than 1 KiB, as if the disk were full: with this command a certificate is, and a record is not.
+    let long = "x".repeat(500);
+    let script = format!("trap '' XFSZ; ulimit -f 2; $PLIMSOLL run --boundary watchdog -- sh -c ': {long}'");
+    let (code, said) = place.shell(&script);
     assert!(code == Some(0) && said.contains("the certificate is not stored"), "{said}");
-    assert_eq!(place.names("state"), [""; 0], "{said}");
+    assert_eq!(place.names("state"), ["certificates.inbox"], "{said}");
     let (code, said) = place.shell("$PLIMSOLL explain");
     assert!(
         code == Some(1) && !said.contains("nothing has been run") && said.contains("none has been stored"),

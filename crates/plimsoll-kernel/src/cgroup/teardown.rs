@@ -21,6 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// dead that are children of this process go too. Answers who is left after [`PATIENCE`]: nobody, or a bug or a dead disk.
 pub fn kill_until_empty(dirs: &[PathBuf], mut reap: impl FnMut()) -> Vec<i32> {
     let groups: Vec<Dir> = dirs.iter().map(|path| Dir(path.clone())).collect();
+    if is_empty(&groups) {
+        reap();
+        return Vec::new();
+    }
     let start = Instant::now();
     let mut pause = Duration::from_micros(200);
     let mut through_kernel = true;
@@ -28,12 +32,11 @@ pub fn kill_until_empty(dirs: &[PathBuf], mut reap: impl FnMut()) -> Vec<i32> {
         kill_once(&groups, through_kernel);
         wait_unpopulated(&groups, pause);
         reap();
-        let left = members(&groups);
-        if left.is_empty() && !groups.iter().any(populated) {
+        if is_empty(&groups) {
             return Vec::new();
         }
         if start.elapsed() > PATIENCE {
-            return left;
+            return members(&groups);
         }
         // A member that is in one hierarchy's group but not in the unified one is not reached by cgroup.kill.
         through_kernel = pause < Duration::from_millis(2);
@@ -114,6 +117,11 @@ fn wait_unpopulated(groups: &[Dir], longest: Duration) {
             return;
         }
     }
+}
+
+/// Whether nobody is in any of them: where the kernel says so of the v2 directory, the others are asked only then.
+fn is_empty(groups: &[Dir]) -> bool {
+    !groups.iter().rev().any(populated) && members(groups).is_empty()
 }
 
 fn populated(group: &Dir) -> bool {

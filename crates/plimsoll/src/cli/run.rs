@@ -144,7 +144,7 @@ enum OverflowWord {
     /// The command waits; nothing is lost
     #[default]
     Block,
-    /// Bytes are dropped, and a line says how many
+    /// Bytes are dropped, the oldest that wait first, and a line says how many
     Drop,
 }
 

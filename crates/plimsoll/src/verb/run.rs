@@ -56,8 +56,6 @@ pub(crate) fn main(args: &RunArgs, paths: &Paths) -> Result<ExitCode, Fault> {
     if !ended.text.is_empty() {
         output::error(ended.text.trim_end());
     }
-    // A plimsoll in the tree was ended with it; what it looked after is gone as well, and its record goes now.
-    let _ = plimsoll_runtime::sweep(runtime_dir, state_dir);
     Ok(ExitCode::from(ended.code))
 }
 
