@@ -289,7 +289,11 @@ server.listen(0, '127.0.0.1', () => console.log('PORT ' + server.address().port)
 
 #[test]
 fn one_that_dies_before_it_answers_costs_nothing() {
-    for round in 0..6 {
+    let put = |path: &str, body: String| {
+        let length = body.len();
+        format!("PUT {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+    };
+    for round in 0..7 {
         let (mut victim, other) = (Replica::start(), Replica::start());
         let world = World::before([&victim, &other]);
         // A kept connection to each.
@@ -299,13 +303,10 @@ fn one_that_dies_before_it_answers_costs_nothing() {
         while lives(&victim) {
             let said = match round {
                 0..=2 => world.get(&path),
-                3 => {
-                    let said = exchange(
-                        world.address,
-                        &format!(
-                            "PUT {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 4\r\n\r\nkept"
-                        ),
-                    );
+                3 | 4 => {
+                    // One that is kept is repeated, one that is too long to be kept is not.
+                    let body = if round == 3 { "kept".to_owned() } else { "x".repeat(100 << 10) };
+                    let said = exchange(world.address, &put(&path, body));
                     (status(split(&said).0), split(&said).1.to_owned())
                 }
                 // What is not idempotent is not repeated once it has left.
@@ -490,6 +491,20 @@ fn a_port_closes_when_what_has_begun_is_done() {
 }
 
 #[test]
+fn the_end_of_all_lets_what_has_begun_finish() {
+    let replica = Replica::start();
+    let World { gateway, address, .. } = World::before([&replica]);
+    let counters = gateway.port("api").unwrap().1;
+    let wait = std::thread::spawn(move || get(address, "/wait"));
+    wait_until("one who waits", || counters.tally().outstanding == 1);
+    let stop = std::thread::spawn(move || gateway.stop(PATIENCE));
+    wait_until("a closed port", || std::net::TcpStream::connect(address).is_err());
+    replica.ask("/next");
+    assert_eq!(wait.join().unwrap(), (200, "waited".into()));
+    stop.join().unwrap();
+}
+
+#[test]
 fn ten_thousand_requests_and_not_one_lost() {
     const REQUESTS: u64 = 10_000;
     let stays = Replica::start();
@@ -634,7 +649,7 @@ fn a_reader_that_does_not_read_holds_the_replica_back() {
     std::thread::sleep(Duration::from_millis(500));
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let resident: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    assert!(resident * 4096 < 48 << 20, "{} MiB", resident * 4096 >> 20);
+    assert!(resident * 4096 < 48 << 20, "{} MiB", (resident * 4096) >> 20);
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).unwrap();
     assert_eq!(rest.len(), 64 << 20);
