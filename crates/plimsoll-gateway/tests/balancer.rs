@@ -319,7 +319,9 @@ fn one_that_dies_before_it_answers_costs_nothing() {
             assert!(names.iter().all(|said| *said == (200, other.name())), "{names:?}");
             assert!(world.tally().retries >= 1);
         } else {
-            assert_eq!(names.iter().filter(|said| said.0 == 502).count(), 1, "{names:?}");
+            // Perhaps more than one: a dying process's socket takes connections to its last moment.
+            assert!(names.iter().any(|said| said.0 == 502), "{names:?}");
+            assert!(names.iter().all(|said| said.0 == 502 || *said == (200, other.name())), "{names:?}");
         }
         // Nobody is there any more: everything finds its way, a POST too, for nothing of it was sent.
         for _ in 0..6 {
@@ -408,6 +410,15 @@ fn without_a_replica_it_says_so_and_while_one_starts_it_waits() {
         world.gateway.route("api", vec![]);
         assert_eq!(wait.join().unwrap().0, 503);
     });
+    // Nor at a port that closes.
+    let mut closing = World::new(Limits { wait: PATIENCE, ..Limits::default() });
+    closing.gateway.route("api", vec![Backend { state: State::Starting, ..replica.up() }]);
+    let (address, counters) = closing.gateway.port("api").unwrap();
+    let wait = std::thread::spawn(move || get(address, "/who"));
+    wait_until("one who waits", || counters.tally().waiting == 1);
+    closing.gateway.close("api", PATIENCE);
+    assert_eq!(wait.join().unwrap().0, 503);
+    assert_eq!(closing.hear(), Told::Closed { service: "api".into(), left: 0 });
     // Nor for ever.
     let brief = World::new(Limits { wait: Duration::from_millis(20), ..Limits::default() });
     brief.gateway.route("api", vec![Backend { state: State::Starting, ..replica.up() }]);
