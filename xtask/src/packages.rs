@@ -39,6 +39,8 @@ pub(crate) const TESTS: &[Package] = &[
     package("procps", "ps", "an opinion other than ours on which processes there are"),
     package("nodejs", "node", "the real runtime under which agents run"),
     package("python3", "python3", "drives the tests of real programs"),
+    package("curl", "curl", "a real client of both versions of HTTP"),
+    package("nghttp2-client", "h2load", "a real client with many requests on one HTTP/2 connection"),
 ];
 
 /// What only the benchmarks need, for the other side of their tables.
@@ -49,6 +51,9 @@ pub(crate) const BENCHMARKS: &[Package] = &[
         "/usr/lib/python3/dist-packages/psutil/__init__.py",
         "the established way to sample processes, from /usr/bin/python3",
     ),
+    package("nginx", "nginx", "an established balancer, and a fast replica behind all of them"),
+    package("haproxy", "haproxy", "another established balancer"),
+    package("wrk", "wrk", "the load before the balancers"),
 ];
 
 impl Package {

@@ -111,6 +111,11 @@ impl Balancer {
             }
         }
         drop(leaving);
+        self.wake();
+    }
+
+    /// Has those who wait look again.
+    pub(crate) fn wake(&self) {
         self.changed.notify_waiters();
     }
 

@@ -50,18 +50,15 @@ pub(crate) async fn serve(door: Door, answerer: Answerer) {
     let crowd = Rc::new(());
     loop {
         let accepted = match &listening {
-            Listening::Socket(listener) => match listener.accept().await {
-                Ok((stream, _)) if door.admits(&stream) => Ok(Some(spawn(stream, &door, &answerer, &crowd))),
-                Ok(_) => Ok(None),
-                Err(error) => Err(error),
-            },
-            Listening::Port(listener) => match listener.accept().await {
-                Ok((stream, _)) => {
-                    let _ = stream.set_nodelay(true);
-                    Ok(Some(spawn(stream, &door, &answerer, &crowd)))
+            Listening::Socket(listener) => listener.accept().await.map(|(stream, _)| {
+                if door.admits(&stream) {
+                    spawn(stream, &door, &answerer, &crowd);
                 }
-                Err(error) => Err(error),
-            },
+            }),
+            Listening::Port(listener) => listener.accept().await.map(|(stream, _)| {
+                let _ = stream.set_nodelay(true);
+                spawn(stream, &door, &answerer, &crowd);
+            }),
         };
         if accepted.is_err_and(|error| is_ours(&error)) {
             sleep(Duration::from_millis(50)).await;

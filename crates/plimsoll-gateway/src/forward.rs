@@ -51,6 +51,8 @@ enum Refusal {
     Method,
     /// No replica is up.
     NoneUp,
+    /// There is no file or port left for a connection to one.
+    Short,
     /// The replica died, and the request could not be repeated, or not once more.
     Died,
     /// The replica answered what is no HTTP.
@@ -69,6 +71,7 @@ impl Refusal {
             Self::TooLong => (StatusCode::URI_TOO_LONG, "the request's address is too long\n"),
             Self::Method => (StatusCode::NOT_IMPLEMENTED, "CONNECT is not served here\n"),
             Self::NoneUp => (StatusCode::SERVICE_UNAVAILABLE, "no replica is up\n"),
+            Self::Short => (StatusCode::SERVICE_UNAVAILABLE, "no file or port is left for a connection to a replica\n"),
             Self::Died => (StatusCode::BAD_GATEWAY, "the replica died before it answered\n"),
             Self::Garbled => (StatusCode::BAD_GATEWAY, "the replica's answer is no HTTP\n"),
             Self::Broken => (StatusCode::BAD_REQUEST, "the request's body broke off\n"),
@@ -77,7 +80,7 @@ impl Refusal {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if self == Self::NoneUp {
+        if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
@@ -96,7 +99,7 @@ pub(crate) async fn forward(
     let response = match attempt_all(&balancer, peer, slot, request, began).await {
         Ok(response) => response,
         Err(refusal) => {
-            if refusal == Refusal::NoneUp {
+            if matches!(refusal, Refusal::NoneUp | Refusal::Short) {
                 balancer.counters.refused.fetch_add(1, Relaxed);
             }
             refusal.response()
@@ -156,7 +159,7 @@ async fn attempt_all(
                 Ok(sender) => (sender, true),
                 Err(why) => {
                     if why == NotThere::OurFault {
-                        return Err(Refusal::NoneUp);
+                        return Err(Refusal::Short);
                     }
                     replica.shun();
                     // Knocking at one door again and again while it starts is one repeat, not many.

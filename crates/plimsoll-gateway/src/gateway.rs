@@ -257,10 +257,14 @@ async fn run(shared: Arc<Shared>, hear: Hear) {
                     None => hear(Told::Drained { service, instance, left: 0 }),
                 },
                 Order::Close(service, phase, grace) => {
-                    let Some(balancer) = balancers.remove(&service) else { continue };
+                    let Some(balancer) = balancers.remove(&service) else {
+                        hear(Told::Closed { service, left: 0 });
+                        continue;
+                    };
                     let hear = hear.clone();
                     closing.spawn_local(async move {
                         let _ = phase.send(Phase::Draining);
+                        balancer.wake();
                         let left = serve::emptied(&balancer.counters, Instant::now() + grace).await;
                         let _ = phase.send(Phase::Cut);
                         balancer.route(&[]);

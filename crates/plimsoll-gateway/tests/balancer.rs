@@ -289,7 +289,11 @@ server.listen(0, '127.0.0.1', () => console.log('PORT ' + server.address().port)
 
 #[test]
 fn one_that_dies_before_it_answers_costs_nothing() {
-    for round in 0..6 {
+    let put = |path: &str, body: String| {
+        let length = body.len();
+        format!("PUT {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+    };
+    for round in 0..7 {
         let (mut victim, other) = (Replica::start(), Replica::start());
         let world = World::before([&victim, &other]);
         // A kept connection to each.
@@ -299,13 +303,10 @@ fn one_that_dies_before_it_answers_costs_nothing() {
         while lives(&victim) {
             let said = match round {
                 0..=2 => world.get(&path),
-                3 => {
-                    let said = exchange(
-                        world.address,
-                        &format!(
-                            "PUT {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 4\r\n\r\nkept"
-                        ),
-                    );
+                3 | 4 => {
+                    // One that is kept is repeated, one that is too long to be kept is not.
+                    let body = if round == 3 { "kept".to_owned() } else { "x".repeat(100 << 10) };
+                    let said = exchange(world.address, &put(&path, body));
                     (status(split(&said).0), split(&said).1.to_owned())
                 }
                 // What is not idempotent is not repeated once it has left.
@@ -318,7 +319,9 @@ fn one_that_dies_before_it_answers_costs_nothing() {
             assert!(names.iter().all(|said| *said == (200, other.name())), "{names:?}");
             assert!(world.tally().retries >= 1);
         } else {
-            assert_eq!(names.iter().filter(|said| said.0 == 502).count(), 1, "{names:?}");
+            // Perhaps more than one: a dying process's socket takes connections to its last moment.
+            assert!(names.iter().any(|said| said.0 == 502), "{names:?}");
+            assert!(names.iter().all(|said| said.0 == 502 || *said == (200, other.name())), "{names:?}");
         }
         // Nobody is there any more: everything finds its way, a POST too, for nothing of it was sent.
         for _ in 0..6 {
@@ -407,6 +410,15 @@ fn without_a_replica_it_says_so_and_while_one_starts_it_waits() {
         world.gateway.route("api", vec![]);
         assert_eq!(wait.join().unwrap().0, 503);
     });
+    // Nor at a port that closes.
+    let mut closing = World::new(Limits { wait: PATIENCE, ..Limits::default() });
+    closing.gateway.route("api", vec![Backend { state: State::Starting, ..replica.up() }]);
+    let (address, counters) = closing.gateway.port("api").unwrap();
+    let wait = std::thread::spawn(move || get(address, "/who"));
+    wait_until("one who waits", || counters.tally().waiting == 1);
+    closing.gateway.close("api", PATIENCE);
+    assert_eq!(wait.join().unwrap().0, 503);
+    assert_eq!(closing.hear(), Told::Closed { service: "api".into(), left: 0 });
     // Nor for ever.
     let brief = World::new(Limits { wait: Duration::from_millis(20), ..Limits::default() });
     brief.gateway.route("api", vec![Backend { state: State::Starting, ..replica.up() }]);
@@ -487,6 +499,20 @@ fn a_port_closes_when_what_has_begun_is_done() {
     let taken = world.gateway.open("other", address, Limits::default()).unwrap_err();
     assert!(matches!(taken, GatewayError::Listen { .. }), "{taken}");
     assert!(taken.to_string().contains(&address.to_string()), "{taken}");
+}
+
+#[test]
+fn the_end_of_all_lets_what_has_begun_finish() {
+    let replica = Replica::start();
+    let World { gateway, address, .. } = World::before([&replica]);
+    let counters = gateway.port("api").unwrap().1;
+    let wait = std::thread::spawn(move || get(address, "/wait"));
+    wait_until("one who waits", || counters.tally().outstanding == 1);
+    let stop = std::thread::spawn(move || gateway.stop(PATIENCE));
+    wait_until("a closed port", || std::net::TcpStream::connect(address).is_err());
+    replica.ask("/next");
+    assert_eq!(wait.join().unwrap(), (200, "waited".into()));
+    stop.join().unwrap();
 }
 
 #[test]
@@ -634,7 +660,7 @@ fn a_reader_that_does_not_read_holds_the_replica_back() {
     std::thread::sleep(Duration::from_millis(500));
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let resident: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    assert!(resident * 4096 < 48 << 20, "{} MiB", resident * 4096 >> 20);
+    assert!(resident * 4096 < 48 << 20, "{} MiB", (resident * 4096) >> 20);
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).unwrap();
     assert_eq!(rest.len(), 64 << 20);

@@ -1,6 +1,6 @@
 //! The control socket and the gateway's port, asked by our own client and by curl.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "test code")]
+#![expect(clippy::unwrap_used, reason = "test code")]
 
 use std::io::{BufRead, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -110,7 +110,7 @@ fn a_reader_that_goes_or_sleeps_is_let_go() {
         while stream.send(vec![b'x'; 64 << 10]) {
             sent += 1;
             assert!(sent < 1_000, "nobody reads, and everything is kept");
-            if sent % 50 == 0 {
+            if sent.is_multiple_of(50) {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
@@ -187,4 +187,43 @@ fn the_port_takes_questions_from_this_machine_alone() {
     // Commands and logs are the owner's, and the owner has the socket.
     assert!(said("POST", "/api/v1/down", "host: localhost\r\ncontent-length: 0\r\n").starts_with("HTTP/1.1 403 "));
     assert!(said("GET", "/api/v1/logs", "host: localhost\r\n").starts_with("HTTP/1.1 403 "));
+}
+
+/// The mode keeps strangers out; should somebody open it, the peer's user does.
+#[test]
+fn a_stranger_is_not_answered_even_where_the_mode_lets_it_in() {
+    if !rustix::process::geteuid().is_root() {
+        return; // nobody else can be played
+    }
+    let folder = Folder::new("strangers");
+    let (_gateway, questions) = gateway(vec![Door::socket(&folder.socket()).unwrap()]);
+    std::thread::spawn(move || {
+        for (_, reply) in &questions {
+            reply.send(Answer::text("here"));
+        }
+    });
+    let curl = |user: &str| {
+        let mut curl = command("setpriv");
+        curl.args([
+            "--reuid",
+            user,
+            "--clear-groups",
+            "curl",
+            "--silent",
+            "--max-time",
+            "60",
+            "http://localhost/health",
+        ]);
+        let output = curl.arg("--unix-socket").arg(folder.socket()).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(curl("0"), "here");
+    std::fs::set_permissions(folder.socket(), std::fs::Permissions::from_mode(0o666)).unwrap();
+    assert_eq!(curl("65534"), "");
+    assert_eq!(curl("0"), "here");
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place here that starts a process")]
+fn command(program: &str) -> std::process::Command {
+    std::process::Command::new(program)
 }

@@ -1,17 +1,23 @@
 //! `cargo xtask bench`: tables with both sides measured in one run, side by side in turn, medians and ratios.
 
+mod listen;
 mod run;
+mod up;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::exec::Failure;
 
-/// `cargo xtask bench run [--quick] [PART…]`.
+/// A part of a table; `true` for a fifth of the rounds.
+type Part = fn(bool) -> Result<Vec<Row>, Failure>;
+
+/// `cargo xtask bench run|up [--quick] [PART…]`.
 pub(crate) fn main(args: &[String]) -> Result<ExitCode, Failure> {
     match args.first().map(String::as_str) {
         Some("run") => run::main(&args[1..]),
-        _ => Err(Failure("usage: cargo xtask bench run [--quick] [PART…]".into())),
+        Some("up") => up::main(&args[1..]),
+        _ => Err(Failure("usage: cargo xtask bench run|up [--quick] [PART…]".into())),
     }
 }
 

@@ -67,7 +67,7 @@ pub(super) fn main(args: &[String]) -> Result<ExitCode, Failure> {
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn machine() -> String {
+pub(super) fn machine() -> String {
     let text = |path: &str| String::from_utf8_lossy(&procfs::read_file(path).unwrap_or_default()).into_owned();
     let cpu = text("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": an unknown processor");
@@ -181,7 +181,7 @@ fn memory(bench: &Bench) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-fn children(pid: i32) -> Vec<i32> {
+pub(super) fn children(pid: i32) -> Vec<i32> {
     let mut text = Vec::new();
     if procfs::read_all_of(pid, &format!("task/{pid}/children"), &mut text).is_err() {
         return Vec::new();
@@ -456,7 +456,7 @@ fn idle(bench: &Bench) -> Result<Vec<Row>, Failure> {
     }])
 }
 
-fn ticks(pid: i32) -> u64 {
+pub(super) fn ticks(pid: i32) -> u64 {
     let mut buffer = [0; 1024];
     let stat = procfs::read_of(pid, "stat", &mut buffer).ok().and_then(procfs::parse_stat);
     stat.map_or(0, |stat| stat.utime_ticks + stat.stime_ticks)

@@ -12,18 +12,18 @@ use std::time::Duration;
 use plimsoll_gateway::{Backend, Gateway, Limits, State, Tally, Told};
 
 /// Whoever waits longer for something has found a hang.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The one place here that starts a process.
 #[expect(clippy::disallowed_methods, reason = "replicas and real clients, from outside")]
-pub fn command(program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
+pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
     std::process::Command::new(program)
 }
 
 /// A replica: this test's own binary in a role. Killed when dropped.
-pub struct Replica {
-    pub instance: u64,
-    pub port: u16,
+pub(crate) struct Replica {
+    pub(crate) instance: u64,
+    pub(crate) port: u16,
     child: Child,
     /// Open as long as it lives: it may still say something.
     _said: ChildStdout,
@@ -32,12 +32,12 @@ pub struct Replica {
 static INSTANCES: AtomicU64 = AtomicU64::new(70_001);
 
 impl Replica {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_at(0)
     }
 
     /// On a port that is known before; 0 for a free one.
-    pub fn start_at(port: u16) -> Self {
+    pub(crate) fn start_at(port: u16) -> Self {
         let instance = INSTANCES.fetch_add(1, Ordering::Relaxed);
         let mut child = command(std::env::current_exe().unwrap())
             .args(["role_replica", "--exact", "--ignored", "--nocapture"])
@@ -53,27 +53,27 @@ impl Replica {
         Self { instance, port, child, _said: said }
     }
 
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.instance.to_string()
     }
 
-    pub fn up(&self) -> Backend {
+    pub(crate) fn up(&self) -> Backend {
         Backend { instance: self.instance, port: self.port, state: State::Up }
     }
 
     /// SIGKILL, and reaped: nobody listens on its port any more.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// Waits for its own end.
-    pub fn ended(&mut self) {
+    pub(crate) fn ended(&mut self) {
         self.child.wait().unwrap();
     }
 
     /// Asks it past the gateway.
-    pub fn ask(&self, path: &str) -> String {
+    pub(crate) fn ask(&self, path: &str) -> String {
         get(SocketAddr::from(([127, 0, 0, 1], self.port)), path).1
     }
 }
@@ -85,58 +85,58 @@ impl Drop for Replica {
 }
 
 /// A gateway with one service, `api`.
-pub struct World {
-    pub gateway: Gateway,
-    pub address: SocketAddr,
+pub(crate) struct World {
+    pub(crate) gateway: Gateway,
+    pub(crate) address: SocketAddr,
     told: Mutex<Receiver<Told>>,
 }
 
 impl World {
-    pub fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         let (tell, told) = sync_channel(1024);
         let mut gateway = Gateway::start(move |word| tell.try_send(word).unwrap()).unwrap();
         let address = gateway.open("api", "127.0.0.1:0".parse().unwrap(), limits).unwrap();
         Self { gateway, address, told: Mutex::new(told) }
     }
 
-    pub fn before<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Self {
+    pub(crate) fn before<'a>(replicas: impl IntoIterator<Item = &'a Replica>) -> Self {
         let world = Self::new(Limits::default());
         world.route(replicas);
         world
     }
 
-    pub fn route<'a>(&self, replicas: impl IntoIterator<Item = &'a Replica>) {
+    pub(crate) fn route<'a>(&self, replicas: impl IntoIterator<Item = &'a Replica>) {
         self.gateway.route("api", replicas.into_iter().map(Replica::up).collect());
     }
 
-    pub fn tally(&self) -> Tally {
+    pub(crate) fn tally(&self) -> Tally {
         self.gateway.port("api").unwrap().1.tally()
     }
 
     /// Waits until the counters say so.
-    pub fn until(&self, what: &str, is_so: impl Fn(Tally) -> bool) {
+    pub(crate) fn until(&self, what: &str, is_so: impl Fn(Tally) -> bool) {
         wait_until(what, || is_so(self.tally()));
     }
 
-    pub fn hear(&self) -> Told {
+    pub(crate) fn hear(&self) -> Told {
         self.told.lock().unwrap().recv_timeout(PATIENCE).expect("a word")
     }
 
-    pub fn is_silent(&self) -> bool {
+    pub(crate) fn is_silent(&self) -> bool {
         self.told.lock().unwrap().try_recv().is_err()
     }
 
     /// A GET's status and body.
-    pub fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
         get(self.address, path)
     }
 
-    pub fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         connect(self.address)
     }
 }
 
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..PATIENCE.as_millis() / 2 {
         if is_so() {
             return;
@@ -146,20 +146,20 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     panic!("{what} never came");
 }
 
-pub fn connect(address: SocketAddr) -> TcpStream {
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }
 
-pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
+pub(crate) fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let said = exchange(address, &format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n"));
     let (head, body) = split(&said);
     (status(head), body.to_owned())
 }
 
-pub fn post(address: SocketAddr, path: &str, body: &str) -> (u16, String) {
+pub(crate) fn post(address: SocketAddr, path: &str, body: &str) -> (u16, String) {
     let length = body.len();
     let request =
         format!("POST {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
@@ -169,7 +169,7 @@ pub fn post(address: SocketAddr, path: &str, body: &str) -> (u16, String) {
 }
 
 /// Sends it and reads until the other side closes.
-pub fn exchange(address: SocketAddr, request: &str) -> String {
+pub(crate) fn exchange(address: SocketAddr, request: &str) -> String {
     let mut stream = connect(address);
     // A refusal may come, and the connection go, before all was sent.
     let _ = stream.write_all(request.as_bytes());
@@ -178,16 +178,16 @@ pub fn exchange(address: SocketAddr, request: &str) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
-pub fn split(said: &str) -> (&str, &str) {
+pub(crate) fn split(said: &str) -> (&str, &str) {
     said.split_once("\r\n\r\n").unwrap_or((said, ""))
 }
 
-pub fn status(head: &str) -> u16 {
+pub(crate) fn status(head: &str) -> u16 {
     head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("no status: {head:?}"))
 }
 
 /// Reads from `stream` until `end` was read.
-pub fn read_until(stream: &mut impl Read, end: &str) -> String {
+pub(crate) fn read_until(stream: &mut impl Read, end: &str) -> String {
     let mut said = Vec::new();
     let mut byte = [0];
     while !said.ends_with(end.as_bytes()) {
@@ -198,7 +198,7 @@ pub fn read_until(stream: &mut impl Read, end: &str) -> String {
 }
 
 /// What a replica does: HTTP/1.1 by hand, so that it can also do wrong.
-pub fn replica() {
+pub(crate) fn replica() {
     let port: u16 = std::env::var("PLIMSOLL_TEST_PORT").expect("run as a role of another test").parse().unwrap();
     let name = std::env::var("PLIMSOLL_TEST_INSTANCE").unwrap();
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();

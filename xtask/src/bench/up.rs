@@ -1,0 +1,34 @@
+//! What `up` costs: a part a promise of the table, each with both sides in one run.
+
+use std::process::ExitCode;
+
+use super::{Part, Row, listen, print};
+use crate::exec::Failure;
+
+/// The parts by name.
+const PARTS: &[(&str, Part)] = &[("listen", listen::measure)];
+
+/// `cargo xtask bench up [--quick] [PART…]`.
+pub(super) fn main(args: &[String]) -> Result<ExitCode, Failure> {
+    let quick = args.iter().any(|arg| arg == "--quick");
+    let chosen: Vec<&String> = args.iter().filter(|arg| *arg != "--quick").collect();
+    if let Some(unknown) = chosen.iter().find(|name| !PARTS.iter().any(|(part, _)| part == **name)) {
+        let parts: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+        return Err(Failure(format!("no part {unknown:?}; there are: {}", parts.join(", "))));
+    }
+    crate::packages::install(crate::packages::BENCHMARKS)?;
+    println!("{}\n", super::run::machine());
+    let (mut rows, mut failed): (Vec<Row>, Vec<String>) = Default::default();
+    for (name, part) in PARTS.iter().filter(|(name, _)| chosen.is_empty() || chosen.iter().any(|one| one == name)) {
+        eprintln!("measuring: {name}");
+        match part(quick) {
+            Ok(more) => rows.extend(more),
+            Err(why) => failed.push(format!("{name}: {why}")),
+        }
+    }
+    print(&rows);
+    for why in &failed {
+        println!("not measured: {why}");
+    }
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
