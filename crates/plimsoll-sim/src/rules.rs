@@ -471,7 +471,8 @@ impl Rules {
                 tree.reason.get_or_insert_with(|| reason.clone());
             }
             Event::Ended { instance, cause, .. } => {
-                if self.untold.take_if(|(ended, why)| ended == instance && why == cause).is_none() {
+                let told = self.untold.take_if(|(ended, why)| ended == instance && why == cause);
+                if told.is_none() {
                     return Err(("every end is told", format!("{instance} is said to have ended, and has not")));
                 }
             }

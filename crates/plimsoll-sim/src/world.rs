@@ -421,7 +421,8 @@ impl World {
             }
             Effect::Probe { instance, probe, timeout, .. } => {
                 // Seldom the one who runs probes does not answer at all.
-                if !(is_trouble && self.random.one_in(40)) {
+                let answers = !(is_trouble && self.random.one_in(40));
+                if answers {
                     let after = self.random.ms(1, 100).min(timeout);
                     self.plan(after, Plan::Probe { instance, probe, gives_up: false });
                 }

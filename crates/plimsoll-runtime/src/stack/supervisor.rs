@@ -179,7 +179,6 @@ impl<'o> Supervisor<'o> {
         })
     }
 
-    #[expect(clippy::type_complexity, reason = "made in one place and taken apart at once")]
     fn descriptors(
         options: &StackOptions,
         door: Door,
