@@ -198,7 +198,7 @@ pub fn redact_command(args: &[String], secrets: &[String]) -> Vec<String> {
             let hidden = if line.next == Next::Any { hide(arg) } else { hide(&hide(arg)) };
             // Also by what is shown, so that the second time nothing more is hidden.
             let next = line.behind(arg).max(line.behind(&hidden));
-            line.take(arg);
+            line.take(arg, &hidden);
             // `-pTopSecret` is no name of a secret, but one.
             line.next = if line.glued(arg).is_some() { next } else { next.max(by_name(arg)).max(by_name(&hidden)) };
             hidden
@@ -237,7 +237,8 @@ struct Line {
 }
 
 impl Line {
-    fn take(&mut self, arg: &str) {
+    /// Goes on behind an argument, of which this is shown.
+    fn take(&mut self, arg: &str, shown: &str) {
         const VERBS: [&str; 7] = ["login", "run", "create", "exec", "compose", "build", "start"];
         let name = arg.rsplit('/').next().unwrap_or_default();
         let rules: Vec<&Rule> = RULES.iter().filter(|rule| rule.programs.contains(&name)).collect();
@@ -246,7 +247,9 @@ impl Line {
         } else if self.verb.is_none() && VERBS.contains(&arg) {
             self.verb = Some(arg.to_owned());
         }
-        self.is_value = arg.len() > 2 && arg.starts_with("--") && !arg.contains('=');
+        // Also by what is shown: an option that is hidden is none the second time.
+        let is_long = |arg: &str| arg.len() > 2 && arg.starts_with("--") && !arg.contains('=');
+        self.is_value = is_long(arg) && is_long(shown);
     }
 
     fn rules(&self) -> impl Iterator<Item = &'static Rule> {
@@ -343,7 +346,8 @@ fn hide_options(text: &str) -> String {
             _ => line.glued(word).and_then(|from| value(bytes, at + from, b";|&)")),
         };
         line.next = line.behind(word);
-        line.take(word.trim_start_matches(['(', '$', '`', '"', '\'']));
+        let word = word.trim_start_matches(['(', '$', '`', '"', '\'']);
+        line.take(word, word);
         // Behind one of these another command begins.
         if word.ends_with([';', '|', '&', ')']) {
             line = Line::default();

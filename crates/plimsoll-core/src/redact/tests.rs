@@ -271,3 +271,13 @@ proptest! {
         prop_assert_eq!(&command(&["x", "--api-token", &value])[2], HIDDEN);
     }
 }
+
+/// Found by the fuzzer: a hidden option is none the second time, so that what stands behind it must not be its value.
+#[test]
+fn a_program_behind_a_hidden_option_is_one() {
+    let args = ["--jax-tok", "curl", "-u", "me:pw"].map(str::to_owned);
+    let secrets = ["--jax".to_owned()];
+    let once = redact_command(&args, &secrets);
+    assert_eq!(once, ["***-tok", "curl", "-u", "me:***"]);
+    assert_eq!(redact_command(&once, &secrets), once);
+}
