@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -157,6 +157,8 @@ pub(crate) struct Bench {
     pub(crate) tier: Tier,
     pub(crate) dir: PathBuf,
     pub(crate) parent: Option<String>,
+    /// Starts plimsoll as a shell with job control does: in a group of its own.
+    pub(crate) own_group: bool,
     /// Groups that stood before this test: somebody else's, or of a test that was killed.
     pub(crate) before: Vec<String>,
 }
@@ -177,6 +179,7 @@ impl Bench {
             tier: options.tier,
             dir,
             parent: None,
+            own_group: false,
             before: groups_of_plimsoll(None),
         }
     }
@@ -188,6 +191,7 @@ impl Bench {
             tier: other.tier,
             dir: other.dir.clone(),
             parent: None,
+            own_group: false,
             before: other.before.clone(),
         }
     }
@@ -230,6 +234,9 @@ impl Bench {
             }
         }
         // The tag is on plimsoll itself too: a scan after its end must not find even that.
+        if self.own_group {
+            command.process_group(0);
+        }
         command.env(TAG, &tag).stdin(stdin).stdout(create(&files[0])).stderr(create(&files[1]));
         Running { child: command.spawn().expect("plimsoll"), tag, files }
     }
