@@ -419,12 +419,11 @@ impl World {
                 instance.hash(&mut self.digest);
                 self.machine.kill(now, &instance, &decision);
             }
+            // Seldom the one who runs probes does not answer at all.
+            Effect::Probe { .. } if is_trouble && self.random.one_in(40) => {}
             Effect::Probe { instance, probe, timeout, .. } => {
-                // Seldom the one who runs probes does not answer at all.
-                if !(is_trouble && self.random.one_in(40)) {
-                    let after = self.random.ms(1, 100).min(timeout);
-                    self.plan(after, Plan::Probe { instance, probe, gives_up: false });
-                }
+                let after = self.random.ms(1, 100).min(timeout);
+                self.plan(after, Plan::Probe { instance, probe, gives_up: false });
             }
             Effect::Look { instances } => {
                 let after = self.random.ms(0, 5);

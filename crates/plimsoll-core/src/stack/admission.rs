@@ -150,22 +150,23 @@ pub struct Room {
 }
 
 impl Room {
-    /// What a waiter would find: its own claim is its own.
+    /// What a waiter would find, its own claim included; `None` when it may not start at all.
     #[must_use]
-    pub fn open_to<K>(&self, waiter: &Waiter<K>) -> u64 {
+    pub fn open_to<K>(&self, waiter: &Waiter<K>) -> Option<u64> {
         if self.is_closed && waiter.priority != Priority::Critical {
-            return 0;
+            return None;
         }
         let budget = self.unclaimed.min(self.free).saturating_add_unsigned(waiter.held);
-        u64::try_from(budget).unwrap_or(0).min(self.host.unwrap_or(u64::MAX))
+        // Below 0 there is no room even for one who asks for nothing.
+        u64::try_from(budget).ok().map(|budget| budget.min(self.host.unwrap_or(u64::MAX)))
     }
 
     /// The claim with which a waiter may start at `now`; `None` when it may not.
     #[must_use]
     pub fn admit<K>(&self, now: Duration, waiter: &Waiter<K>) -> Option<u64> {
-        let open = self.open_to(waiter);
+        let open = self.open_to(waiter)?;
         let wanted = if waiter.held > 0 { waiter.held.max(waiter.floor) } else { waiter.price };
-        if wanted <= open && !(self.is_closed && waiter.priority != Priority::Critical) {
+        if wanted <= open {
             return Some(wanted);
         }
         let is_patient = now.saturating_sub(waiter.since) >= PATIENCE;

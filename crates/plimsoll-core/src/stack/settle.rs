@@ -295,7 +295,7 @@ impl Stack {
 /// What a waiter is told.
 fn room_wanted<K>(waiter: &Waiter<K>, room: &Room) -> Waiting {
     let needed_bytes = if waiter.held > 0 { waiter.held.max(waiter.floor) } else { waiter.price };
-    Waiting::Room { needed_bytes, free_bytes: room.open_to(waiter) }
+    Waiting::Room { needed_bytes, free_bytes: room.open_to(waiter).unwrap_or(0) }
 }
 
 /// Adds and takes away replicas until as many are left as wanted.
@@ -345,7 +345,7 @@ fn roll(now: Duration, service: &mut Service, ignores_min: bool, effects: &mut V
     };
     let all_up = service.active().all(|(_, replica)| is_up(replica));
     if outdated.is_empty() {
-        // The extra one stays until the last replaced one is up, and goes when nobody needs it to come up.
+        // As many as wanted are up: the extra one may have become one of them, and whoever is no use goes instead.
         let enough = service.active().filter(|(_, replica)| is_up(replica)).count() >= service.target as usize;
         return enough && std::mem::take(&mut service.surge);
     }
@@ -357,13 +357,13 @@ fn roll(now: Duration, service: &mut Service, ignores_min: bool, effects: &mut V
     if !useless.is_empty() {
         return false;
     }
-    let can_spare = service.available() > service.spec.min_available || ignores_min;
-    if !can_spare {
+    if !all_up && !ignores_min {
+        return false;
+    }
+    if service.available() <= service.spec.min_available && !ignores_min {
         return !std::mem::replace(&mut service.surge, true);
     }
-    if (all_up || ignores_min)
-        && let Some((number, _, reason)) = outdated.first()
-    {
+    if let Some((number, _, reason)) = outdated.first() {
         service.end_run(now, *number, reason.clone(), How::Drain, effects);
     }
     false
