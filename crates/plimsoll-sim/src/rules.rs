@@ -52,7 +52,6 @@ struct Service {
     is_removed: bool,
     is_wanted: bool,
     has_started: bool,
-    last_generation: u64,
     /// Somebody asked for no replica at all.
     is_scaled_away: bool,
     /// Replicas that have done their work.
@@ -79,6 +78,7 @@ pub(crate) struct Rules {
     is_down: bool,
     is_finished: bool,
     services: BTreeMap<Name, Service>,
+    last_generation: u64,
     trees: BTreeMap<Instance, Tree>,
     rows: BTreeMap<(Name, u32), Row>,
     guests: BTreeMap<Request, (u64, bool)>,
@@ -102,6 +102,7 @@ impl Rules {
             is_down: false,
             is_finished: false,
             services: BTreeMap::new(),
+            last_generation: 0,
             trees: BTreeMap::new(),
             rows: BTreeMap::new(),
             guests: BTreeMap::new(),
@@ -211,7 +212,6 @@ impl Rules {
                     is_removed: false,
                     is_wanted: true,
                     has_started: false,
-                    last_generation: 0,
                     is_scaled_away: false,
                     completed: BTreeSet::new(),
                 };
@@ -506,7 +506,7 @@ impl Rules {
         let Some(service) = self.services.get(&instance.service).filter(|service| service.is_wanted && !is_down) else {
             return Err(("wanted", format!("{instance} starts, and nobody wants it")));
         };
-        if instance.generation <= service.last_generation {
+        if instance.generation <= self.last_generation {
             return Err(("owners", format!("{instance} starts with a used generation")));
         }
         if service.spec.mem_limit.is_some_and(|limit| line != limit)
@@ -549,8 +549,8 @@ impl Rules {
         if starting > (2 * self.cores as usize).max(4) {
             return Err(("starts", format!("{starting} starts at a time")));
         }
+        self.last_generation = instance.generation;
         if let Some(service) = self.services.get_mut(&instance.service) {
-            service.last_generation = instance.generation;
             service.completed.remove(&instance.replica);
         }
         Ok(())

@@ -247,8 +247,8 @@ impl Stack {
         let Some(service) = self.services.get_mut(name) else { return };
         let line = shares.line(&service.spec);
         let limits = service.limits(line);
-        service.generation += 1;
-        let (generation, version, spec) = (service.generation, service.version, service.spec.clone());
+        self.generation += 1;
+        let (generation, version, spec) = (self.generation, service.version, service.spec.clone());
         let wants_port = service.wants_port();
         let Some(replica) = service.replicas.get_mut(&number) else { return };
         replica.generation = generation;

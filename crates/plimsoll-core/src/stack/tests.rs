@@ -208,7 +208,7 @@ fn starts_follow_dependencies_and_down_goes_back() {
     bench.run(&store[0]);
     assert!(bench.starts().is_empty(), "it runs and is not healthy yet");
     let api = starts(&bench.pass(S(2)));
-    assert_eq!(format!("{api:?}"), "[api/1#1]");
+    assert_eq!(format!("{api:?}"), "[api/1#2]");
     bench.run(&api[0]);
     assert_eq!(bench.states(), [State::Running, State::Running]);
 
@@ -365,7 +365,7 @@ fn one_victim_at_a_time_and_its_bytes_first() {
     let all = bench.starts();
     all.iter().for_each(|instance| bench.run(instance));
     let [c, a, b] = [&all[0], &all[1], &all[2]];
-    assert_eq!(format!("{all:?}"), "[c/1#1, a/1#1, b/1#1]", "by priority");
+    assert_eq!(format!("{all:?}"), "[c/1#1, a/1#2, b/1#3]", "by priority");
     bench.now += S(1);
     bench.sample(&[(a, 200), (b, 160), (c, 600)]);
     assert!(bench.has(|event| matches!(event, Event::BudgetStage { to: Stage::Shed, .. })));
