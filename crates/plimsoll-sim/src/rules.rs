@@ -672,8 +672,8 @@ impl Rules {
         Ok(())
     }
 
-    /// After a long calm: whoever can run runs.
-    pub(crate) fn calm(&self, snapshot: &Snapshot) -> Result<(), Broken> {
+    /// After a calm: whoever can run runs; the evicted after a long one.
+    pub(crate) fn calm(&self, snapshot: &Snapshot, is_long: bool) -> Result<(), Broken> {
         let held: u64 = snapshot.services.iter().map(|row| row.admitted_bytes.max(row.memory_bytes)).sum();
         let free = self.budget.saturating_sub(held + self.guest_bytes());
         for (name, service) in &self.services {
@@ -681,7 +681,10 @@ impl Rules {
             if service.is_wanted && rows.clone().next().is_none() && !service.is_scaled_away {
                 return Err(("liveness", format!("{name} is wanted and has no replica")));
             }
-            for row in rows {
+            let is_in_time = |row: &&ServiceRow| {
+                is_long || !(row.state == State::BackingOff && row.last_cause == Some(Cause::Evicted))
+            };
+            for row in rows.filter(is_in_time) {
                 self.calm_row(service, row, free, snapshot)?;
             }
         }

@@ -20,8 +20,11 @@ const MIB: u64 = 1 << 20;
 /// Trouble lasts for so many inputs at most.
 const TROUBLE_STEPS: u64 = 260;
 
-/// Longer than any pause of the core.
+/// Longer than any pause of the core, once in four seeds.
 const CALM: Duration = Duration::from_secs(420);
+
+/// Longer than any but that of the evicted.
+const SHORT_CALM: Duration = Duration::from_secs(130);
 
 /// Whatever takes more steps without time passing goes round in circles.
 const AT_ONCE: u32 = 400;
@@ -135,12 +138,13 @@ impl World {
             self.go_on()?;
         }
         self.calm_down()?;
-        let until = self.now + CALM;
+        let is_long = self.random.one_in(4);
+        let until = self.now + if is_long { CALM } else { SHORT_CALM };
         while self.now < until {
             self.go_on()?;
         }
         let snapshot = self.stack.snapshot(self.now);
-        self.rules.calm(&snapshot)?;
+        self.rules.calm(&snapshot, is_long)?;
         self.part = Part::Down;
         let request = self.request();
         self.step(Input::Command { request, command: Command::Down })?;
