@@ -61,10 +61,10 @@ impl Learned {
         self.peaks.push_back(peak);
     }
 
-    /// The price from history, bytes.
+    /// The price from history and from the most that a run holds which goes on, bytes.
     #[must_use]
-    pub fn price(&self) -> Option<u64> {
-        let peak = self.peaks.iter().copied().max()?;
+    pub fn price(&self, present: Option<u64>) -> Option<u64> {
+        let peak = self.peaks.iter().copied().chain(present.filter(|&peak| peak > 0)).max()?;
         Some(peak.saturating_add(peak / 100 * 15))
     }
 }
@@ -246,12 +246,12 @@ mod tests {
         let shares = Shares { budget: 1000 * MIB, reserved: 0, unreserved: 1 };
         let mut learned = Learned::default();
         learned.push(100 * MIB);
-        assert_eq!(shares.price(&spec(Some(500 * MIB), Some(50 * MIB)), learned.price()), 115 * MIB);
-        assert_eq!(shares.price(&spec(Some(110 * MIB), None), learned.price()), 110 * MIB, "never over the line");
+        assert_eq!(shares.price(&spec(Some(500 * MIB), Some(50 * MIB)), learned.price(None)), 115 * MIB);
+        assert_eq!(shares.price(&spec(Some(110 * MIB), None), learned.price(None)), 110 * MIB, "never over the line");
         for _ in 0..KNOWN {
             learned.push(10 * MIB);
         }
-        assert_eq!(learned.price(), Some(10 * MIB + 10 * MIB / 100 * 15), "an old peak is forgotten");
+        assert_eq!(learned.price(None), Some(10 * MIB + 10 * MIB / 100 * 15), "an old peak is forgotten");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is wanted against what is: the difference becomes effects.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use plimsoll_model::stack::Priority;
@@ -46,17 +47,17 @@ impl Stack {
     /// Stops what is not wanted, what is depended on after those that depend on it.
     fn stop_unwanted(&mut self, effects: &mut Vec<Effect>) {
         let (now, unordered) = (self.now, self.breaks(Rule::ReverseOrder));
+        if self.services.values().all(|service| service.off.is_none()) {
+            return;
+        }
+        // Whoever is stopped alone, on request, does not wait for those that go on.
+        let leaving = self.services.values().filter(|service| service.off.is_some() && service.has_runs());
+        let needed: BTreeSet<String> = leaving.flat_map(|service| service.spec.depends_on.keys().cloned()).collect();
         let mut gone = false;
         for at in (0..self.order.len()).rev() {
-            let Some(service) = self.services.get(&self.order[at]) else { continue };
-            let Some(reason) = service.off.clone() else { continue };
-            // Whoever is stopped alone, on request, does not wait for those that go on.
-            let has_to_wait = !unordered
-                && service.has_runs()
-                && self.services.values().any(|other| {
-                    other.off.is_some() && other.has_runs() && other.spec.depends_on.contains_key(&*service.name)
-                });
             let Some(service) = self.services.get_mut(&self.order[at]) else { continue };
+            let Some(reason) = service.off.clone() else { continue };
+            let has_to_wait = !unordered && needed.contains(&*service.name);
             service.has_started = false;
             if !service.has_runs() {
                 service.replicas.values_mut().for_each(Replica::lay_down);
@@ -182,13 +183,9 @@ impl Stack {
     fn learned(&self, service: &Service) -> Option<u64> {
         /// A run so long counts for its kind.
         const SETTLED: Duration = Duration::from_secs(60);
-        let mut learned = service.learned.clone();
-        for run in service.replicas.values().filter_map(|replica| replica.run.as_ref()) {
-            if self.now.saturating_sub(run.since) >= SETTLED {
-                learned.push(run.history.peak_bytes());
-            }
-        }
-        learned.price()
+        let runs = service.replicas.values().filter_map(|replica| replica.run.as_ref());
+        let settled = runs.filter(|run| self.now.saturating_sub(run.since) >= SETTLED);
+        service.learned.price(settled.map(|run| run.history.peak_bytes()).max())
     }
 
     /// What keeps a service from its first start.
