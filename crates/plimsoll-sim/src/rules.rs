@@ -52,7 +52,6 @@ struct Service {
     is_removed: bool,
     is_wanted: bool,
     has_started: bool,
-    last_generation: u64,
     /// Somebody asked for no replica at all.
     is_scaled_away: bool,
     /// Replicas that have done their work.
@@ -79,6 +78,7 @@ pub(crate) struct Rules {
     is_down: bool,
     is_finished: bool,
     services: BTreeMap<Name, Service>,
+    last_generation: u64,
     trees: BTreeMap<Instance, Tree>,
     rows: BTreeMap<(Name, u32), Row>,
     guests: BTreeMap<Request, (u64, bool)>,
@@ -102,6 +102,7 @@ impl Rules {
             is_down: false,
             is_finished: false,
             services: BTreeMap::new(),
+            last_generation: 0,
             trees: BTreeMap::new(),
             rows: BTreeMap::new(),
             guests: BTreeMap::new(),
@@ -211,7 +212,6 @@ impl Rules {
                     is_removed: false,
                     is_wanted: true,
                     has_started: false,
-                    last_generation: 0,
                     is_scaled_away: false,
                     completed: BTreeSet::new(),
                 };
@@ -471,10 +471,16 @@ impl Rules {
                 tree.reason.get_or_insert_with(|| reason.clone());
             }
             Event::Ended { instance, cause, .. } => {
+<<<<<<< HEAD
                 let told = self.untold.take_if(|(ended, why)| ended == instance && why == cause);
                 if told.is_none() {
                     return Err(("every end is told", format!("{instance} is said to have ended, and has not")));
                 }
+=======
+                self.untold
+                    .take_if(|(ended, why)| ended == instance && why == cause)
+                    .ok_or_else(|| ("every end is told", format!("{instance} is said to have ended, and has not")))?;
+>>>>>>> wip-core
             }
             Event::Completed { instance } => {
                 if let Some(service) = self.services.get_mut(&instance.service) {
@@ -507,7 +513,7 @@ impl Rules {
         let Some(service) = self.services.get(&instance.service).filter(|service| service.is_wanted && !is_down) else {
             return Err(("wanted", format!("{instance} starts, and nobody wants it")));
         };
-        if instance.generation <= service.last_generation {
+        if instance.generation <= self.last_generation {
             return Err(("owners", format!("{instance} starts with a used generation")));
         }
         if service.spec.mem_limit.is_some_and(|limit| line != limit)
@@ -550,8 +556,8 @@ impl Rules {
         if starting > (2 * self.cores as usize).max(4) {
             return Err(("starts", format!("{starting} starts at a time")));
         }
+        self.last_generation = instance.generation;
         if let Some(service) = self.services.get_mut(&instance.service) {
-            service.last_generation = instance.generation;
             service.completed.remove(&instance.replica);
         }
         Ok(())
@@ -673,8 +679,8 @@ impl Rules {
         Ok(())
     }
 
-    /// After a long calm: whoever can run runs.
-    pub(crate) fn calm(&self, snapshot: &Snapshot) -> Result<(), Broken> {
+    /// After a calm: whoever can run runs; the evicted after a long one.
+    pub(crate) fn calm(&self, snapshot: &Snapshot, is_long: bool) -> Result<(), Broken> {
         let held: u64 = snapshot.services.iter().map(|row| row.admitted_bytes.max(row.memory_bytes)).sum();
         let free = self.budget.saturating_sub(held + self.guest_bytes());
         for (name, service) in &self.services {
@@ -682,7 +688,10 @@ impl Rules {
             if service.is_wanted && rows.clone().next().is_none() && !service.is_scaled_away {
                 return Err(("liveness", format!("{name} is wanted and has no replica")));
             }
-            for row in rows {
+            let is_in_time = |row: &&ServiceRow| {
+                is_long || !(row.state == State::BackingOff && row.last_cause == Some(Cause::Evicted))
+            };
+            for row in rows.filter(is_in_time) {
                 self.calm_row(service, row, free, snapshot)?;
             }
         }

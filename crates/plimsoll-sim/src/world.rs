@@ -20,8 +20,11 @@ const MIB: u64 = 1 << 20;
 /// Trouble lasts for so many inputs at most.
 const TROUBLE_STEPS: u64 = 260;
 
-/// Longer than any pause of the core.
+/// Longer than any pause of the core, once in four seeds.
 const CALM: Duration = Duration::from_secs(420);
+
+/// Longer than any but that of the evicted.
+const SHORT_CALM: Duration = Duration::from_secs(130);
 
 /// Whatever takes more steps without time passing goes round in circles.
 const AT_ONCE: u32 = 400;
@@ -135,12 +138,13 @@ impl World {
             self.go_on()?;
         }
         self.calm_down()?;
-        let until = self.now + CALM;
+        let is_long = self.random.one_in(4);
+        let until = self.now + if is_long { CALM } else { SHORT_CALM };
         while self.now < until {
             self.go_on()?;
         }
         let snapshot = self.stack.snapshot(self.now);
-        self.rules.calm(&snapshot)?;
+        self.rules.calm(&snapshot, is_long)?;
         self.part = Part::Down;
         let request = self.request();
         self.step(Input::Command { request, command: Command::Down })?;
@@ -419,13 +423,20 @@ impl World {
                 instance.hash(&mut self.digest);
                 self.machine.kill(now, &instance, &decision);
             }
+            // Seldom the one who runs probes does not answer at all.
+            Effect::Probe { .. } if is_trouble && self.random.one_in(40) => {}
             Effect::Probe { instance, probe, timeout, .. } => {
+<<<<<<< HEAD
                 // Seldom the one who runs probes does not answer at all.
                 let answers = !(is_trouble && self.random.one_in(40));
                 if answers {
                     let after = self.random.ms(1, 100).min(timeout);
                     self.plan(after, Plan::Probe { instance, probe, gives_up: false });
                 }
+=======
+                let after = self.random.ms(1, 100).min(timeout);
+                self.plan(after, Plan::Probe { instance, probe, gives_up: false });
+>>>>>>> wip-core
             }
             Effect::Look { instances } => {
                 let after = self.random.ms(0, 5);

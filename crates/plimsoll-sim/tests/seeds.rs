@@ -25,7 +25,11 @@ fn every_rule_holds() {
 #[test]
 fn a_seed_gives_its_run_again() {
     for seed in 0..20 {
-        assert_eq!(run(seed, Options::default()), run(seed, Options { trace: true, ..Options::default() }), "seed {seed}");
+        assert_eq!(
+            run(seed, Options::default()),
+            run(seed, Options { trace: true, ..Options::default() }),
+            "seed {seed}"
+        );
     }
     assert_ne!(run(1, Options::default()), run(2, Options::default()));
 }
@@ -39,7 +43,10 @@ fn every_broken_rule_is_found() {
         match found {
             None => unseen.push(rule),
             Some(failure) => {
-                println!("{rule:?}: seed {}, step {}: {}: {}", failure.seed, failure.step, failure.rule, failure.detail);
+                println!(
+                    "{rule:?}: seed {}, step {}: {}: {}",
+                    failure.seed, failure.step, failure.rule, failure.detail
+                );
                 assert_eq!(failure.rule, name_of(rule), "{rule:?} is found as something else: {failure}");
                 let again = run(failure.seed, broken(rule)).expect_err("the same seed fails again");
                 assert_eq!((again.step, again.at, &again.detail), (failure.step, failure.at, &failure.detail));

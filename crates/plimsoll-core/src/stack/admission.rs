@@ -61,10 +61,10 @@ impl Learned {
         self.peaks.push_back(peak);
     }
 
-    /// The price from history, bytes.
+    /// The price from history and from the most that a run holds which goes on, bytes.
     #[must_use]
-    pub fn price(&self) -> Option<u64> {
-        let peak = self.peaks.iter().copied().max()?;
+    pub fn price(&self, present: Option<u64>) -> Option<u64> {
+        let peak = self.peaks.iter().copied().chain(present.filter(|&peak| peak > 0)).max()?;
         Some(peak.saturating_add(peak / 100 * 15))
     }
 }
@@ -150,22 +150,23 @@ pub struct Room {
 }
 
 impl Room {
-    /// What a waiter would find: its own claim is its own.
+    /// What a waiter would find, its own claim included; `None` when it may not start at all.
     #[must_use]
-    pub fn open_to<K>(&self, waiter: &Waiter<K>) -> u64 {
+    pub fn open_to<K>(&self, waiter: &Waiter<K>) -> Option<u64> {
         if self.is_closed && waiter.priority != Priority::Critical {
-            return 0;
+            return None;
         }
         let budget = self.unclaimed.min(self.free).saturating_add_unsigned(waiter.held);
-        u64::try_from(budget).unwrap_or(0).min(self.host.unwrap_or(u64::MAX))
+        // Below 0 there is no room even for one who asks for nothing.
+        u64::try_from(budget).ok().map(|budget| budget.min(self.host.unwrap_or(u64::MAX)))
     }
 
     /// The claim with which a waiter may start at `now`; `None` when it may not.
     #[must_use]
     pub fn admit<K>(&self, now: Duration, waiter: &Waiter<K>) -> Option<u64> {
-        let open = self.open_to(waiter);
+        let open = self.open_to(waiter)?;
         let wanted = if waiter.held > 0 { waiter.held.max(waiter.floor) } else { waiter.price };
-        if wanted <= open && !(self.is_closed && waiter.priority != Priority::Critical) {
+        if wanted <= open {
             return Some(wanted);
         }
         let is_patient = now.saturating_sub(waiter.since) >= PATIENCE;
@@ -245,12 +246,12 @@ mod tests {
         let shares = Shares { budget: 1000 * MIB, reserved: 0, unreserved: 1 };
         let mut learned = Learned::default();
         learned.push(100 * MIB);
-        assert_eq!(shares.price(&spec(Some(500 * MIB), Some(50 * MIB)), learned.price()), 115 * MIB);
-        assert_eq!(shares.price(&spec(Some(110 * MIB), None), learned.price()), 110 * MIB, "never over the line");
+        assert_eq!(shares.price(&spec(Some(500 * MIB), Some(50 * MIB)), learned.price(None)), 115 * MIB);
+        assert_eq!(shares.price(&spec(Some(110 * MIB), None), learned.price(None)), 110 * MIB, "never over the line");
         for _ in 0..KNOWN {
             learned.push(10 * MIB);
         }
-        assert_eq!(learned.price(), Some(10 * MIB + 10 * MIB / 100 * 15), "an old peak is forgotten");
+        assert_eq!(learned.price(None), Some(10 * MIB + 10 * MIB / 100 * 15), "an old peak is forgotten");
     }
 
     #[test]

@@ -109,7 +109,7 @@ mod tests {
     fn numbers_and_below() {
         assert!(alert(true, Threshold::Number(3), 0).look(S(0), read(4)).is_some());
         assert!(alert(false, Threshold::Number(3), 0).look(S(0), read(2)).is_some());
-        assert!(alert(true, Threshold::Percent(3.0), 0).look(S(0), Some(Reading { value: 4, whole: 0 })).is_none());
+        assert!(alert(true, Threshold::Percent(3.0), 0).look(S(0), Some(Reading { value: 0, whole: 0 })).is_none());
     }
 
     proptest! {

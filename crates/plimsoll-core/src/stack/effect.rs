@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use plimsoll_model::Limits;
 use plimsoll_model::ending::Decision;
+use plimsoll_model::size::Human as Size;
 use plimsoll_model::stack::{Ask, Delivery, ServiceSpec};
+use plimsoll_model::{Limits, duration};
 
 use super::event::Event;
 use super::ladder::Stage;
@@ -177,7 +178,10 @@ pub enum Refusal {
         most: u32,
     },
     /// The budget has no room.
-    #[error("the budget has no room: {needed_bytes} bytes are needed, {free_bytes} are free; try again in {} s", retry_after.as_secs())]
+    #[error(
+        "the budget has no room: {} are needed, {} are free; try again in {}",
+        Size(*needed_bytes), Size(*free_bytes), duration::Human(*retry_after)
+    )]
     NoRoom {
         /// What is needed, bytes.
         needed_bytes: u64,
@@ -187,7 +191,7 @@ pub enum Refusal {
         retry_after: Duration,
     },
     /// It is more than the whole budget.
-    #[error("{needed_bytes} bytes are more than the whole budget of {budget_bytes}")]
+    #[error("{} are more than the whole budget of {}", Size(*needed_bytes), Size(*budget_bytes))]
     NeverFits {
         /// What is needed, bytes.
         needed_bytes: u64,

@@ -90,6 +90,8 @@ pub struct Stack {
     services: BTreeMap<Name, Service>,
     /// Their names, each behind all that it depends on.
     order: Vec<Name>,
+    /// Of the last start.
+    generation: u64,
     alerts: Vec<Alert>,
     remembered: BTreeMap<Name, Remembered>,
     guests: BTreeMap<Request, Guest>,
@@ -126,6 +128,7 @@ impl Stack {
             shares: Shares::default(),
             services: BTreeMap::new(),
             order: Vec::new(),
+            generation: 0,
             alerts: Vec::new(),
             remembered: BTreeMap::new(),
             guests: BTreeMap::new(),

@@ -62,7 +62,7 @@ pub struct Instance {
     pub service: Name,
     /// Its replica, from 1.
     pub replica: u32,
-    /// Counts the starts of all replicas of the service, from 1; never used twice.
+    /// Counts the starts of the whole stack, from 1; never used twice.
     pub generation: u64,
 }
 

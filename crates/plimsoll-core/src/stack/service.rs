@@ -31,8 +31,6 @@ pub(super) struct Service {
     /// Counts the changes that need a restart.
     pub(super) version: u64,
     pub(super) replicas: BTreeMap<u32, Replica>,
-    /// Of the last start.
-    pub(super) generation: u64,
     /// Replicas wanted.
     pub(super) target: u32,
     /// One replica more, so that another one may be replaced.
@@ -57,7 +55,6 @@ impl Service {
             spec,
             version: 1,
             replicas: BTreeMap::new(),
-            generation: 0,
             target,
             surge: false,
             off: None,

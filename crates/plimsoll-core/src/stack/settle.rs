@@ -1,5 +1,6 @@
 //! What is wanted against what is: the difference becomes effects.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use plimsoll_model::stack::Priority;
@@ -46,17 +47,17 @@ impl Stack {
     /// Stops what is not wanted, what is depended on after those that depend on it.
     fn stop_unwanted(&mut self, effects: &mut Vec<Effect>) {
         let (now, unordered) = (self.now, self.breaks(Rule::ReverseOrder));
+        if self.services.values().all(|service| service.off.is_none()) {
+            return;
+        }
+        // Whoever is stopped alone, on request, does not wait for those that go on.
+        let leaving = self.services.values().filter(|service| service.off.is_some() && service.has_runs());
+        let needed: BTreeSet<String> = leaving.flat_map(|service| service.spec.depends_on.keys().cloned()).collect();
         let mut gone = false;
         for at in (0..self.order.len()).rev() {
-            let Some(service) = self.services.get(&self.order[at]) else { continue };
-            let Some(reason) = service.off.clone() else { continue };
-            // Whoever is stopped alone, on request, does not wait for those that go on.
-            let has_to_wait = !unordered
-                && service.has_runs()
-                && self.services.values().any(|other| {
-                    other.off.is_some() && other.has_runs() && other.spec.depends_on.contains_key(&*service.name)
-                });
             let Some(service) = self.services.get_mut(&self.order[at]) else { continue };
+            let Some(reason) = service.off.clone() else { continue };
+            let has_to_wait = !unordered && needed.contains(&*service.name);
             service.has_started = false;
             if !service.has_runs() {
                 service.replicas.values_mut().for_each(Replica::lay_down);
@@ -182,13 +183,9 @@ impl Stack {
     fn learned(&self, service: &Service) -> Option<u64> {
         /// A run so long counts for its kind.
         const SETTLED: Duration = Duration::from_secs(60);
-        let mut learned = service.learned.clone();
-        for run in service.replicas.values().filter_map(|replica| replica.run.as_ref()) {
-            if self.now.saturating_sub(run.since) >= SETTLED {
-                learned.push(run.history.peak_bytes());
-            }
-        }
-        learned.price()
+        let runs = service.replicas.values().filter_map(|replica| replica.run.as_ref());
+        let settled = runs.filter(|run| self.now.saturating_sub(run.since) >= SETTLED);
+        service.learned.price(settled.map(|run| run.history.peak_bytes()).max())
     }
 
     /// What keeps a service from its first start.
@@ -247,8 +244,8 @@ impl Stack {
         let Some(service) = self.services.get_mut(name) else { return };
         let line = shares.line(&service.spec);
         let limits = service.limits(line);
-        service.generation += 1;
-        let (generation, version, spec) = (service.generation, service.version, service.spec.clone());
+        self.generation += 1;
+        let (generation, version, spec) = (self.generation, service.version, service.spec.clone());
         let wants_port = service.wants_port();
         let Some(replica) = service.replicas.get_mut(&number) else { return };
         replica.generation = generation;
@@ -295,7 +292,7 @@ impl Stack {
 /// What a waiter is told.
 fn room_wanted<K>(waiter: &Waiter<K>, room: &Room) -> Waiting {
     let needed_bytes = if waiter.held > 0 { waiter.held.max(waiter.floor) } else { waiter.price };
-    Waiting::Room { needed_bytes, free_bytes: room.open_to(waiter) }
+    Waiting::Room { needed_bytes, free_bytes: room.open_to(waiter).unwrap_or(0) }
 }
 
 /// Adds and takes away replicas until as many are left as wanted.
@@ -345,7 +342,7 @@ fn roll(now: Duration, service: &mut Service, ignores_min: bool, effects: &mut V
     };
     let all_up = service.active().all(|(_, replica)| is_up(replica));
     if outdated.is_empty() {
-        // The extra one stays until the last replaced one is up, and goes when nobody needs it to come up.
+        // As many as wanted are up: the extra one may have become one of them, and whoever is no use goes instead.
         let enough = service.active().filter(|(_, replica)| is_up(replica)).count() >= service.target as usize;
         return enough && std::mem::take(&mut service.surge);
     }
@@ -357,13 +354,13 @@ fn roll(now: Duration, service: &mut Service, ignores_min: bool, effects: &mut V
     if !useless.is_empty() {
         return false;
     }
-    let can_spare = service.available() > service.spec.min_available || ignores_min;
-    if !can_spare {
+    if !all_up && !ignores_min {
+        return false;
+    }
+    if service.available() <= service.spec.min_available && !ignores_min {
         return !std::mem::replace(&mut service.surge, true);
     }
-    if (all_up || ignores_min)
-        && let Some((number, _, reason)) = outdated.first()
-    {
+    if let Some((number, _, reason)) = outdated.first() {
         service.end_run(now, *number, reason.clone(), How::Drain, effects);
     }
     false
