@@ -471,16 +471,9 @@ impl Rules {
                 tree.reason.get_or_insert_with(|| reason.clone());
             }
             Event::Ended { instance, cause, .. } => {
-<<<<<<< HEAD
-                let told = self.untold.take_if(|(ended, why)| ended == instance && why == cause);
-                if told.is_none() {
-                    return Err(("every end is told", format!("{instance} is said to have ended, and has not")));
-                }
-=======
                 self.untold
                     .take_if(|(ended, why)| ended == instance && why == cause)
                     .ok_or_else(|| ("every end is told", format!("{instance} is said to have ended, and has not")))?;
->>>>>>> wip-core
             }
             Event::Completed { instance } => {
                 if let Some(service) = self.services.get_mut(&instance.service) {

@@ -426,17 +426,8 @@ impl World {
             // Seldom the one who runs probes does not answer at all.
             Effect::Probe { .. } if is_trouble && self.random.one_in(40) => {}
             Effect::Probe { instance, probe, timeout, .. } => {
-<<<<<<< HEAD
-                // Seldom the one who runs probes does not answer at all.
-                let answers = !(is_trouble && self.random.one_in(40));
-                if answers {
-                    let after = self.random.ms(1, 100).min(timeout);
-                    self.plan(after, Plan::Probe { instance, probe, gives_up: false });
-                }
-=======
                 let after = self.random.ms(1, 100).min(timeout);
                 self.plan(after, Plan::Probe { instance, probe, gives_up: false });
->>>>>>> wip-core
             }
             Effect::Look { instances } => {
                 let after = self.random.ms(0, 5);
