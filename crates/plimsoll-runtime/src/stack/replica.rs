@@ -44,6 +44,8 @@ pub(super) struct Replica {
     pub(super) oom_events: Option<OwnedFd>,
     pub(super) on_limit: plimsoll_model::OnLimit,
     command: Vec<String>,
+    /// Values that are shown nowhere.
+    secrets: Vec<String>,
     limits: Limits,
     started: Instant,
     started_at: jiff::Timestamp,
@@ -136,6 +138,7 @@ impl Replica {
         Ok(Self {
             oom_events: boundary.oom_events().ok().flatten(),
             command: redact::redact_command(&command, &secrets),
+            secrets,
             on_limit: spec.on_limit,
             instance,
             id,
@@ -217,7 +220,6 @@ impl Replica {
         let mut exit = exit;
         let members = self.members();
         let bytes_freed = self.boundary.usage().unwrap_or(0);
-        let secrets: [String; 0] = [];
         let largest: Vec<Largest> = members
             .iter()
             .take(LARGEST)
@@ -225,7 +227,7 @@ impl Replica {
                 pid: member.pid,
                 command: command_line(member.pid).map_or_else(
                     || format!("[{}]", member.name),
-                    |line| redact::redact_command(&line, &secrets).join(" "),
+                    |line| redact::redact_command(&line, &self.secrets).join(" "),
                 ),
                 memory_bytes: member.memory_bytes,
                 depth: member.depth,
