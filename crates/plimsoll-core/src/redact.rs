@@ -182,25 +182,38 @@ pub fn redact_command(args: &[String], secrets: &[String]) -> Vec<String> {
     let mut secrets: Vec<&str> =
         secrets.iter().map(String::as_str).filter(|value| value.len() >= SHORTEST_LISTED).collect();
     secrets.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
+    let mut shown = hide_in_command(args, &secrets);
+    for _ in 0..ROUNDS {
+        let again = hide_in_command(&shown, &secrets);
+        if again == shown {
+            return shown;
+        }
+        shown = again;
+    }
+    // Never seen; whatever it was, it is not shown.
+    vec![HIDDEN.to_owned(); args.len()]
+}
+
+/// Goes over the arguments once. What was hidden may have been a program or an option, so that its neighbours look
+/// different the next time.
+fn hide_in_command(args: &[String], secrets: &[&str]) -> Vec<String> {
     let mut line = Line::default();
     args.iter()
         .map(|arg| {
-            let hide = |arg: &str| match line.next {
+            let glued = line.glued(arg);
+            let hidden = match line.next {
                 Next::Secret if !arg.is_empty() && !is_option(arg) => HIDDEN.to_owned(),
-                Next::Login if !is_option(arg) && arg.contains(':') => hide_login(arg, &secrets),
+                Next::Login if !is_option(arg) && arg.contains(':') => hide_login(arg, secrets),
                 Next::Cookie if !is_option(arg) && arg.contains('=') => HIDDEN.to_owned(),
-                _ => match line.glued(arg) {
-                    Some(at) => redact_text(&format!("{}{HIDDEN}", &arg[..at]), &secrets),
-                    None => redact_text(arg, &secrets),
+                _ => match glued {
+                    Some(at) => redact_text(&format!("{}{HIDDEN}", &arg[..at]), secrets),
+                    None => redact_text(arg, secrets),
                 },
             };
-            // What is left of an option when a part of it was hidden may be none, and goes like any value then.
-            let hidden = if line.next == Next::Any { hide(arg) } else { hide(&hide(arg)) };
-            // Also by what is shown, so that the second time nothing more is hidden.
-            let next = line.behind(arg).max(line.behind(&hidden));
-            line.take(arg, &hidden);
             // `-pTopSecret` is no name of a secret, but one.
-            line.next = if line.glued(arg).is_some() { next } else { next.max(by_name(arg)).max(by_name(&hidden)) };
+            let named = if glued.is_some() { Next::Any } else { by_name(arg) };
+            line.next = line.behind(arg).max(named);
+            line.take(arg);
             hidden
         })
         .collect()
@@ -237,8 +250,8 @@ struct Line {
 }
 
 impl Line {
-    /// Goes on behind an argument, of which this is shown.
-    fn take(&mut self, arg: &str, shown: &str) {
+    /// Goes on behind an argument.
+    fn take(&mut self, arg: &str) {
         const VERBS: [&str; 7] = ["login", "run", "create", "exec", "compose", "build", "start"];
         let name = arg.rsplit('/').next().unwrap_or_default();
         let rules: Vec<&Rule> = RULES.iter().filter(|rule| rule.programs.contains(&name)).collect();
@@ -247,9 +260,7 @@ impl Line {
         } else if self.verb.is_none() && VERBS.contains(&arg) {
             self.verb = Some(arg.to_owned());
         }
-        // Also by what is shown: an option that is hidden is none the second time.
-        let is_long = |arg: &str| arg.len() > 2 && arg.starts_with("--") && !arg.contains('=');
-        self.is_value = is_long(arg) && is_long(shown);
+        self.is_value = arg.len() > 2 && arg.starts_with("--") && !arg.contains('=');
     }
 
     fn rules(&self) -> impl Iterator<Item = &'static Rule> {
@@ -347,7 +358,7 @@ fn hide_options(text: &str) -> String {
         };
         line.next = line.behind(word);
         let word = word.trim_start_matches(['(', '$', '`', '"', '\'']);
-        line.take(word, word);
+        line.take(word);
         // Behind one of these another command begins.
         if word.ends_with([';', '|', '&', ')']) {
             line = Line::default();

@@ -29,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
                 assert!(!finding.message.is_empty() && !finding.message.contains('\n'), "{finding:?}");
                 assert!(finding.place.as_ref().is_none_or(|place| place.line() > 0 && place.column() > 0));
             }
-            let shown = errors.render(Look { color: data.len() % 2 == 0, width: 80 });
+            let shown = errors.render(Look { color: data.len().is_multiple_of(2), width: 80 });
             assert!(shown.contains("error"), "{shown}");
             return;
         }

@@ -191,6 +191,16 @@ fn what_is_left_of_an_option_is_a_value() {
     }
 }
 
+/// Found by the fuzzer: the word that makes `-u…` an option of curl is hidden itself, and the option is another then.
+#[test]
+fn a_hidden_program_leaves_its_options() {
+    let line = ["curl", "-u", "m/e--1unr2&", "curl", "-user-token://li", "value"];
+    let secrets = [")Hunr2&".to_owned(), "curl".to_owned(), "-u".to_owned()];
+    let once = redact_command(&line.map(str::to_owned), &secrets);
+    assert_eq!(redact_command(&once, &secrets), once);
+    assert_eq!(once, ["***", "-u", "m/e--1unr2&", "***", "-user-token:***", "***"]);
+}
+
 /// Text that is more likely than any to look like something.
 fn suspicious() -> impl Strategy<Value = String> {
     let parts = [
