@@ -359,6 +359,14 @@ pub fn kill_process(process: Process) {
     }
 }
 
+/// Makes the kernel choose anyone but the root: within a group, the one with the highest score goes first.
+pub fn raise_scores(pids: impl Iterator<Item = i32>, root: i32) {
+    for pid in pids.filter(|&pid| pid != root) {
+        // Gone, or not ours to raise: the kernel then chooses by size alone.
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
+    }
+}
+
 /// What members of a kernel group hold, largest first: RSS each, which shared pages make an upper bound.
 #[must_use]
 pub fn members_of_group(pids: &[i32], root: i32) -> Vec<Member> {

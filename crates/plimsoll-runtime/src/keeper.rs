@@ -13,9 +13,8 @@ use std::time::Duration;
 
 use plimsoll_core::history::History;
 use plimsoll_core::thrash::Thrash;
-use plimsoll_core::verdict::{Verdict, verdict};
+use plimsoll_core::verdict::verdict;
 use plimsoll_core::watch::{Look, Watch, victim};
-use plimsoll_core::{advice, redact};
 use plimsoll_kernel::boundary::Boundary;
 use plimsoll_kernel::busy::{BusyGauge, BusyMark};
 use plimsoll_kernel::cgroup::probe::Surrounding;
@@ -25,18 +24,19 @@ use plimsoll_kernel::procfs::Process;
 use plimsoll_kernel::pty::is_in_foreground;
 use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Job, Launch, SpawnError, Step, Wait};
-use plimsoll_kernel::tree::{Tree, command_line, members_of_group, name_of, tagged};
-use plimsoll_model::certificate::{Exit, Largest, Memory, SCHEMA, Tree as TreeFacts};
+use plimsoll_kernel::tree::{Tree, members_of_group, name_of, raise_scores, tagged};
 use plimsoll_model::ending::{Decision, Delta, Ending, PassedOn, RootExit, Victim};
 use plimsoll_model::{Cause, Certificate, Member, OnLimit, Sample};
 use plimsoll_store::ProcessRef;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
+use crate::certify::{Facts, certify};
 use crate::channel::{End, Message};
 use crate::front::{Prepared, host_oom_kills, swap_limit, unmake};
 use crate::log::LogReport;
 use crate::relay::{Ends, Relay};
+use crate::roll::Roll;
 
 /// How often a tree is looked at for its history when no line asks for more.
 const HISTORY_EVERY: Duration = Duration::from_secs(1);
@@ -65,15 +65,6 @@ const STRAIN_EVERY: Duration = Duration::from_millis(500);
 /// Members that are still listed anew between the decision to end them and the kill.
 const LISTED_AT_THE_END: usize = 64;
 
-/// Members whose commands go into the certificate.
-const LARGEST: usize = 5;
-
-/// Who was large and went is remembered so long: the kernel's kill is known to us a moment after it.
-const LOST_KEPT: Duration = Duration::from_secs(2);
-
-/// Pids kept as a hint for reading the kernel's log.
-const PIDS_KEPT: usize = 64;
-
 /// Far from the line members are measured at most so often,
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
@@ -99,12 +90,7 @@ pub(crate) struct Keeper<'a> {
     root: Option<Process>,
     /// What the program is to be run by, when that is not there.
     interpreter: Option<String>,
-    /// Members as last listed, largest first.
-    members: Vec<Member>,
-    largest: Vec<Largest>,
-    /// Who was among them and is gone, or is being emptied, and since when.
-    lost: Vec<(Instant, Largest)>,
-    pids: Vec<i32>,
+    roll: Roll,
     surrounding: Option<Around>,
     busy: Option<BusyGauge>,
     /// When the members were last read.
@@ -168,10 +154,7 @@ impl<'a> Keeper<'a> {
             started: Instant::now(),
             root: None,
             interpreter: None,
-            members: Vec::new(),
-            largest: Vec::new(),
-            lost: Vec::new(),
-            pids: Vec::new(),
+            roll: Roll::default(),
             surrounding,
             busy: None,
             read: None,
@@ -274,7 +257,7 @@ impl<'a> Keeper<'a> {
         self.prepared.host_oom_kills = host_oom_kills();
         self.started = Instant::now();
         self.root = Process::of(pid).ok();
-        self.pids.push(pid);
+        self.roll.note_pid(pid);
         self.tree.set_root(pid);
         // Only now: the root was forked from a process with a single thread.
         self.relay = match ends.start() {
@@ -590,7 +573,7 @@ impl<'a> Keeper<'a> {
             self.list_next = at + LIST_AT_LEISURE;
             let pids = self.prepared.boundary.members();
             if largest && past_half {
-                self.raise_scores(&pids);
+                raise_scores(pids.iter().copied(), self.root.map_or(0, |root| root.pid));
             }
             self.list_members(&pids);
         }
@@ -620,22 +603,13 @@ impl<'a> Keeper<'a> {
     /// The kernel will not end it: we do, the largest below the root first where that was asked for.
     fn thrashing(&mut self, decision: Decision) -> Seen {
         self.list_members(&self.prepared.boundary.members());
-        let members = self.members.iter().map(|member| (member.pid, member.depth, member.memory_bytes));
+        let members = self.roll.members.iter().map(|member| (member.pid, member.depth, member.memory_bytes));
         let chosen = victim(members).filter(|_| self.prepared.spec.on_limit == OnLimit::Largest);
-        let chosen = chosen.and_then(|pid| self.members.iter().find(|member| member.pid == pid));
+        let chosen = chosen.and_then(|pid| self.roll.members.iter().find(|member| member.pid == pid));
         let Some(member) = chosen else { return Seen::Met(decision) };
         plimsoll_kernel::tree::kill_process(Process { pid: member.pid, start_ticks: member.start_ticks });
         self.victims.push(sacrificed(member, decision));
         Seen::Fine(STRAIN_EVERY)
-    }
-
-    /// Makes the kernel choose anyone but the root: within a group, the one with the highest score goes first.
-    fn raise_scores(&self, pids: &[i32]) {
-        let root = self.root.map_or(0, |root| root.pid);
-        for &pid in pids.iter().filter(|&&pid| pid != root) {
-            // Gone, or not ours to raise: the kernel then chooses by size alone.
-            let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
-        }
     }
 
     fn list_members(&mut self, pids: &[i32]) {
@@ -646,31 +620,8 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Keeps the members, and the commands of the largest of them while they can still be asked.
     fn remember(&mut self, members: Vec<Member>) {
-        let before = std::mem::take(&mut self.largest);
-        self.largest = members
-            .iter()
-            .take(LARGEST)
-            .map(|member| {
-                // A process that is ending has no command line any more; what it had is kept.
-                let known = before.iter().find(|known| known.pid == member.pid).map(|known| known.command.clone());
-                let command = command_line(member.pid)
-                    .map(|line| redact::redact_command(&line, &self.prepared.options.secrets).join(" "))
-                    .or(known)
-                    .unwrap_or_else(|| format!("[{}]", member.name));
-                Largest { pid: member.pid, command, memory_bytes: member.memory_bytes, depth: member.depth }
-            })
-            .collect();
-        let now = Instant::now();
-        self.lost.retain(|(since, _)| now < since.after(LOST_KEPT));
-        self.lost.extend(lost(&before, &members).map(|one| (now, one.clone())));
-        for member in &members {
-            if self.pids.len() < PIDS_KEPT && !self.pids.contains(&member.pid) {
-                self.pids.push(member.pid);
-            }
-        }
-        self.members = members;
+        self.roll.call(members, &self.prepared.options.secrets);
     }
 
     fn push(&mut self, at: Duration, bytes: u64, processes: u64) {
@@ -712,7 +663,7 @@ impl<'a> Keeper<'a> {
             return self.met(decision);
         }
         let cost = began.elapsed();
-        if (held.upper >= line / 2 || self.members.is_empty()) && at >= self.list_next {
+        if (held.upper >= line / 2 || self.roll.members.is_empty()) && at >= self.list_next {
             let began = Instant::now();
             self.remember(self.tree.members());
             self.list_next = at + LIST_EVERY.max(began.elapsed() * NOTE_COST);
@@ -805,15 +756,14 @@ impl Keeper<'_> {
         if !matches!(exit, RootExit::NotStarted { .. }) {
             let pids = self.prepared.boundary.members();
             // Many are killed first: what the last look saw of them has to do, or some of them.
-            if pids.len() <= LISTED_AT_THE_END || self.members.is_empty() {
+            if pids.len() <= LISTED_AT_THE_END || self.roll.members.is_empty() {
                 self.list_members(&pids[..pids.len().min(LISTED_AT_THE_END)]);
             }
         }
         let by_kernel = decision.is_none() && self.prepared.boundary.oom_kills().is_some_and(|kills| kills > 0);
         if by_kernel || !self.victims.is_empty() {
             // The kill was quicker than our list: whom it took has to be in there.
-            let lost = self.lost.drain(..).map(|(_, one)| one);
-            self.largest = with_lost(std::mem::take(&mut self.largest), lost);
+            self.roll.bring_back_the_lost();
         }
         let ended_at = clock::wall();
         let runtime = self.started.elapsed();
@@ -846,7 +796,23 @@ impl Keeper<'_> {
         }
         let peak_processes = self.prepared.boundary.peak_processes();
         let removed = self.prepared.boundary.remove();
-        let certificate = self.certificate(&ending, &judged, ended_at, runtime, peak_processes, survivors.len());
+        let spec = self.prepared.spec;
+        let facts = Facts {
+            id: self.prepared.id,
+            name: &spec.name,
+            command: &self.prepared.options.redacted,
+            boundary: self.prepared.boundary.kind(),
+            started_at: self.prepared.record.started_at,
+            ended_at,
+            runtime,
+            limit_bytes: spec.limits.memory,
+            swap_limit_bytes: swap_limit(spec, self.prepared.found),
+            largest: &self.roll.largest,
+            history: &self.history,
+            peak_processes,
+            survivors: survivors.len(),
+        };
+        let certificate = certify(facts, &ending, &judged);
         let mut text = String::new();
         let mut complain = |what: String| text.push_str(&format!("plimsoll: warning: {what}\n"));
         match logged {
@@ -939,58 +905,9 @@ impl Keeper<'_> {
             ancestors,
             kmsg,
             host_oom_kill,
-            pids: self.pids.clone(),
+            pids: self.roll.pids.clone(),
             unreadable,
         }
-    }
-
-    fn certificate(
-        &self,
-        ending: &Ending,
-        judged: &Verdict,
-        ended_at: jiff::Timestamp,
-        runtime: Duration,
-        peak_processes: Option<u64>,
-        survivors: usize,
-    ) -> Certificate {
-        let spec = self.prepared.spec;
-        let peak = ending.own.as_ref().and_then(|own| own.peak).unwrap_or(0).max(self.history.peak_bytes());
-        let (code, signal) = match ending.exit {
-            RootExit::Code(code) => (Some(code), None),
-            RootExit::Signal(signal) => (None, Some(signal)),
-            RootExit::NotStarted { .. } | RootExit::Unknown => (None, None),
-        };
-        let seen = u64::from(self.history.peak_processes());
-        let mut certificate = Certificate {
-            schema: SCHEMA.to_owned(),
-            id: self.prepared.id,
-            name: spec.name.clone(),
-            command: self.prepared.options.redacted.clone(),
-            boundary: self.prepared.boundary.kind(),
-            started_at: self.prepared.record.started_at,
-            ended_at,
-            runtime_ms: runtime.as_millis() as u64,
-            exit: Exit { code, signal },
-            cause: judged.cause,
-            confidence: judged.confidence,
-            evidence: judged.evidence.clone(),
-            memory: Memory {
-                limit_bytes: spec.limits.memory,
-                peak_bytes: peak,
-                swap_limit_bytes: swap_limit(spec, self.prepared.found),
-                growth_bytes_per_s: self.history.growth(),
-                largest: self.largest.clone(),
-                last_minute: self.history.last_minute(),
-            },
-            tree: TreeFacts {
-                peak_processes: u32::try_from(peak_processes.unwrap_or(0).max(seen)).unwrap_or(u32::MAX),
-                killed_inside: judged.killed_inside,
-                survivors: u32::try_from(survivors).unwrap_or(u32::MAX),
-            },
-            advice: String::new(),
-        };
-        certificate.advice = advice::advice(&certificate, ending);
-        certificate
     }
 
     fn exit_code(&self, certificate: &Certificate) -> u8 {
@@ -1045,27 +962,6 @@ fn oom_score_words(value: i16, source: &std::io::Error) -> String {
     )
 }
 
-/// Those of the largest that are no longer there, or have lost most of what they held, as one who is being killed has.
-fn lost<'a>(before: &'a [Largest], now: &'a [Member]) -> impl Iterator<Item = &'a Largest> {
-    let is_there = |one: &Largest| now.iter().any(|it| it.pid == one.pid && it.memory_bytes >= one.memory_bytes / 2);
-    before.iter().filter(move |one| !is_there(one))
-}
-
-/// The largest, with those who went just now as they were.
-fn with_lost(largest: Vec<Largest>, lost: impl Iterator<Item = Largest>) -> Vec<Largest> {
-    let mut all: Vec<Largest> = largest.into_iter().chain(lost).collect();
-    all.sort_by(|a, b| b.memory_bytes.cmp(&a.memory_bytes).then(a.pid.cmp(&b.pid)));
-    let mut known = Vec::new();
-    all.retain(|one| {
-        !known.contains(&one.pid) && {
-            known.push(one.pid);
-            true
-        }
-    });
-    all.truncate(LARGEST);
-    all
-}
-
 /// What a wait ended for.
 #[derive(Default)]
 struct Ready {
@@ -1092,31 +988,4 @@ fn reference(process: Process) -> ProcessRef {
 fn cores() -> u32 {
     // Not `available_parallelism`: quotas spread over a period, a burst within one runs on all of these.
     rustix::thread::sched_getaffinity(None).map_or(1, |cpus| cpus.count())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn large(pid: i32, memory_bytes: u64) -> Largest {
-        Largest { pid, command: format!("command {pid}"), memory_bytes, depth: 1 }
-    }
-
-    fn member(pid: i32, memory_bytes: u64) -> Member {
-        Member { pid, start_ticks: 1, parent: 1, depth: 1, name: "name".into(), memory_bytes }
-    }
-
-    /// A browser whose renderer the kernel kills: the next look finds it emptied, or only the others.
-    #[test]
-    fn whom_the_kernel_killed_stays_the_largest() {
-        let before = [large(7, 500), large(3, 90), large(4, 80)];
-        for now in [vec![member(3, 95), member(4, 80), member(7, 2)], vec![member(3, 95), member(4, 80)]] {
-            let gone: Vec<Largest> = lost(&before, &now).cloned().collect();
-            assert_eq!(gone, [large(7, 500)]);
-            let listed = now.iter().map(|one| large(one.pid, one.memory_bytes)).collect();
-            let pids: Vec<i32> = with_lost(listed, gone.into_iter()).iter().map(|one| one.pid).collect();
-            assert_eq!(pids, [7, 3, 4]);
-        }
-        assert_eq!(lost(&before, &[member(7, 480), member(3, 90), member(4, 80)]).count(), 0);
-    }
 }

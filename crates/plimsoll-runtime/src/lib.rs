@@ -6,11 +6,13 @@
 //! certificate. Each watches the other through one socket ([`channel`]): whichever is killed, the other ends the tree.
 //! When both are, the next plimsoll of any verb does it ([`sweep`]).
 
+mod certify;
 pub mod channel;
 pub mod front;
 pub mod keeper;
 pub mod log;
 pub mod relay;
+mod roll;
 pub mod stack;
 pub mod sweep;
 

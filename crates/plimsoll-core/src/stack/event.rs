@@ -386,6 +386,20 @@ pub enum Event {
         /// It begins; else it is over.
         is_begun: bool,
     },
+    /// A process that holds more than a tenth of memory: a record of who is large, every five minutes.
+    LargeProcess {
+        /// Of which tree.
+        #[serde(flatten)]
+        instance: Instance,
+        /// The process.
+        pid: i32,
+        /// Its short name.
+        name: String,
+        /// What it holds, bytes.
+        memory_bytes: u64,
+        /// Names and pids from the root of its tree down to it.
+        tree: Vec<String>,
+    },
     /// The number of replicas follows the load, or a command.
     Scaled {
         /// Which service.
@@ -457,6 +471,7 @@ impl Event {
             | Self::TreeStage { instance, .. }
             | Self::Evicted { instance, .. }
             | Self::Accounted { instance, .. }
+            | Self::LargeProcess { instance, .. }
             | Self::Throttled { instance, .. } => Some(instance),
             Self::Loaded { .. }
             | Self::BudgetStage { .. }
@@ -636,6 +651,9 @@ impl fmt::Display for Event {
             }
             Self::Throttled { percent, is_begun: true, .. } => {
                 write!(f, "is slow: its processor quota stops it in {percent} % of all periods (see `cpus`)")
+            }
+            Self::LargeProcess { memory_bytes, tree, .. } => {
+                write!(f, "has a process that holds {}: {}", Size(*memory_bytes), tree.join(" > "))
             }
             Self::Throttled { .. } => f.write_str("is no longer slowed by its processor quota"),
             Self::Scaled { service, from, to, why } => write!(f, "{service} from {from} to {to} replicas: {why}"),

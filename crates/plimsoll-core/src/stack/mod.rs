@@ -12,6 +12,7 @@
 //! | `backoff`, `health`, `ladder`, `cpu`, `reclaim`, `look` | one replica: restarts, probes, its line, its processor, when to look |
 //! | `admission`, `victim`, `depend`, `autoscale`, `alerts` | all of them: who may start, who has to go, in which order, how many, who is told |
 //! | `replica`, `service` | what is kept of each |
+//! | `remember` | what is kept beyond the supervisor's life |
 //! | `load`, `commands`, `life`, `pressure`, `settle` | the steps: what a file changes, what was asked, starts and ends, measures, and what follows |
 //!
 //! A step takes the input into the state, does what is due by time, and then *settles*: it compares what is wanted with what
@@ -35,6 +36,7 @@ pub mod look;
 pub mod name;
 mod pressure;
 pub mod reclaim;
+pub mod remember;
 mod replica;
 pub mod sabotage;
 mod service;

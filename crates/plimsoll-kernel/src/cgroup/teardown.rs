@@ -17,9 +17,17 @@ use crate::clock::Instant;
 /// disk, a hung mount) cannot be killed by anybody.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// While members of a v2 group die they are not killed again for so long.
+const AT_ONE_GO: Duration = Duration::from_secs(2);
+
 /// Kills everything in the directories of one group until nothing is left. Calls `reap` often, so that those of the
 /// dead that are children of this process go too. Answers who is left after [`PATIENCE`]: nobody, or a bug or a dead disk.
-pub fn kill_until_empty(dirs: &[PathBuf], mut reap: impl FnMut()) -> Vec<i32> {
+pub fn kill_until_empty(dirs: &[PathBuf], reap: impl FnMut()) -> Vec<i32> {
+    kill_for(dirs, PATIENCE, reap)
+}
+
+/// The same for as long as the caller has time; it may come again.
+pub fn kill_for(dirs: &[PathBuf], patience: Duration, mut reap: impl FnMut()) -> Vec<i32> {
     let groups: Vec<Dir> = dirs.iter().map(|path| Dir(path.clone())).collect();
     if is_empty(&groups) {
         reap();
@@ -30,12 +38,12 @@ pub fn kill_until_empty(dirs: &[PathBuf], mut reap: impl FnMut()) -> Vec<i32> {
     let mut through_kernel = true;
     loop {
         kill_once(&groups, through_kernel);
-        wait_unpopulated(&groups, pause);
+        wait_unpopulated(&groups, pause, patience.min(AT_ONE_GO));
         reap();
         if is_empty(&groups) {
             return Vec::new();
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > patience {
             return members(&groups);
         }
         // A member that is in one hierarchy's group but not in the unified one is not reached by cgroup.kill.
@@ -92,14 +100,14 @@ fn kill_member(pid: i32, group: &Dir) {
 }
 
 /// Waits up to `longest` for a v2 directory of the group to become unpopulated; without one just waits.
-fn wait_unpopulated(groups: &[Dir], longest: Duration) {
+fn wait_unpopulated(groups: &[Dir], longest: Duration, most: Duration) {
     let until = Instant::now().after(longest);
     let events = groups.iter().find_map(|group| open(&group.file("cgroup.events"), OFlags::RDONLY).ok());
     let Some(events) = events else {
         std::thread::sleep(longest);
         return;
     };
-    let mut longest = longest.max(Duration::from_secs(2));
+    let mut longest = longest.max(most);
     loop {
         let mut buffer = [0; 128];
         match rustix::io::pread(&events, &mut buffer, 0) {

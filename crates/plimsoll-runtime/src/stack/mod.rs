@@ -5,6 +5,7 @@
 //! the guard, which hears of it by the end of a socket, sweeps the rest by the budget's group and the tag. When the guard
 //! is killed the supervisor stops everything. When both are, the next plimsoll of any verb sweeps.
 
+pub mod journal;
 mod output;
 mod replica;
 mod supervisor;
@@ -26,6 +27,8 @@ pub struct StackOptions {
     pub spec: Arc<StackSpec>,
     /// Reads the file again; an error, in words, changes nothing.
     pub reload: Box<dyn FnMut() -> Result<Arc<StackSpec>, String>>,
+    /// The file's folder: where what it names is looked for.
+    pub directory: PathBuf,
     /// What this machine gives us.
     pub found: Found,
     /// Memory of the machine or container, bytes.
@@ -40,8 +43,6 @@ pub struct StackOptions {
     pub socket: PathBuf,
     /// Takes a line for the operator.
     pub say: Box<dyn FnMut(&str)>,
-    /// Takes a row of the journal: one JSON object.
-    pub journal: Box<dyn FnMut(&str)>,
 }
 
 /// Runs a stack until it is down. This process must have a single thread.

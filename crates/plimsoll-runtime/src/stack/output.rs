@@ -93,6 +93,11 @@ impl Logs {
         line
     }
 
+    /// The disk did not take some of it, and nothing later has come through yet.
+    pub(super) fn are_behind(&self) -> bool {
+        self.open.values().any(|log| log.unsaid() > 0)
+    }
+
     /// The last lines of a service, or of all in order of time.
     pub(super) fn tail(&self, services: &[Name], count: usize) -> Vec<String> {
         let mut lines: Vec<String> = services.iter().flat_map(|name| last_lines(&self.path(name), count)).collect();

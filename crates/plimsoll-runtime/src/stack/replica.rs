@@ -6,9 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use plimsoll_core::history::History;
+use plimsoll_core::redact;
 use plimsoll_core::stack::Instance;
-use plimsoll_core::verdict::{Verdict, verdict};
-use plimsoll_core::{advice, redact};
+use plimsoll_core::stack::input::TreeSample;
+use plimsoll_core::thrash::Thrash;
+use plimsoll_core::verdict::verdict;
+use plimsoll_core::watch::victim;
 use plimsoll_kernel::boundary::Boundary;
 use plimsoll_kernel::cgroup::{Found, teardown};
 use plimsoll_kernel::clock::{self, Instant};
@@ -16,20 +19,27 @@ use plimsoll_kernel::kmsg::Kmsg;
 use plimsoll_kernel::procfs::Process;
 use plimsoll_kernel::signal::SignalSet;
 use plimsoll_kernel::spawn::{Job, Launch, SpawnError};
-use plimsoll_kernel::tree::{command_line, members_of_group};
-use plimsoll_model::certificate::{Exit, Largest, Memory, SCHEMA, Tree as TreeFacts};
-use plimsoll_model::ending::{Decision, Delta, Ending, RootExit};
+use plimsoll_kernel::tree::{kill_process, members_of_group, raise_scores};
+use plimsoll_model::ending::{Decision, Delta, Ending, RootExit, Victim};
 use plimsoll_model::stack::ServiceSpec;
-use plimsoll_model::{Certificate, Limits, Member, RunId, Sample};
+use plimsoll_model::{Certificate, Limits, Member, OnLimit, RunId, Sample};
 
+use crate::certify::{Facts, certify};
 use crate::front::host_oom_kills;
 use crate::keeper::TAG;
+use crate::roll::Roll;
 
-/// Members whose commands go into the certificate.
-const LARGEST: usize = 5;
-
-/// Members that are listed at the end.
+/// Members that are listed at a time.
 const LISTED: usize = 64;
+
+/// Far from its line nobody is listed; closer, at most so often.
+const LIST_EVERY: Duration = Duration::from_millis(20);
+
+/// At its line it is asked how it fares so often.
+const STRAIN_EVERY: Duration = Duration::from_millis(500);
+
+/// Whoever cannot be killed for so long (a dead disk) counts as surviving.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A tree that runs.
 pub(super) struct Replica {
@@ -42,7 +52,7 @@ pub(super) struct Replica {
     pub(super) output: Option<OwnedFd>,
     /// Tells of kills in its group.
     pub(super) oom_events: Option<OwnedFd>,
-    pub(super) on_limit: plimsoll_model::OnLimit,
+    pub(super) on_limit: OnLimit,
     command: Vec<String>,
     /// Values that are shown nowhere.
     secrets: Vec<String>,
@@ -54,8 +64,30 @@ pub(super) struct Replica {
     host_oom_kills: Option<u64>,
     /// Why it is being ended, when that was our decision.
     pub(super) decision: Option<Decision>,
-    /// Pids that were seen, the root first.
-    pids: Vec<i32>,
+    roll: Roll,
+    /// When it was last listed, and last asked how it fares, since its start.
+    listed: Duration,
+    strained: Duration,
+    thrash: Thrash,
+    /// Members that we killed for memory while it went on (`on_limit: largest`).
+    victims: Vec<Victim>,
+    ending: Option<Begun>,
+}
+
+/// An end that has begun.
+struct Begun {
+    exit: RootExit,
+    at: jiff::Timestamp,
+    since: Instant,
+    runtime: Duration,
+    bytes_freed: u64,
+}
+
+/// What a look at a tree found.
+pub(super) struct Looked {
+    pub(super) sample: TreeSample,
+    /// It sits at its line and gets nowhere: the line, bytes.
+    pub(super) stuck_at: Option<u64>,
 }
 
 /// What every start of a stack has in common.
@@ -135,6 +167,8 @@ impl Replica {
         let root = Process::of(pid).unwrap_or(Process { pid, start_ticks: 0 });
         let command: Vec<String> = spec.command.iter().map(|word| with_port(word, port)).collect();
         let secrets = redact::secret_values(spec.environment.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+        let mut roll = Roll::default();
+        roll.note_pid(pid);
         Ok(Self {
             oom_events: boundary.oom_events().ok().flatten(),
             command: redact::redact_command(&command, &secrets),
@@ -153,7 +187,12 @@ impl Replica {
             kmsg: Kmsg::open_at_end(),
             host_oom_kills: host_oom_kills(),
             decision: None,
-            pids: vec![pid],
+            roll,
+            listed: Duration::ZERO,
+            strained: Duration::ZERO,
+            thrash: Thrash::default(),
+            victims: Vec::new(),
+            ending: None,
         })
     }
 
@@ -190,14 +229,25 @@ impl Replica {
         Ok((pid, output))
     }
 
-    /// What it holds and has used, for a sample; `None` when the kernel does not tell (any more).
-    pub(super) fn sample(&mut self) -> Option<plimsoll_core::stack::input::TreeSample> {
+    /// What it holds and has used, and whether it gets anywhere; `None` when the kernel does not tell (any more).
+    pub(super) fn look(&mut self) -> Option<Looked> {
         let memory_bytes = self.boundary.usage()?;
         let processes = u32::try_from(self.boundary.processes().unwrap_or(0)).unwrap_or(u32::MAX);
-        let at_ms = self.started.elapsed().as_millis() as u64;
-        self.history.push(Sample { at_ms, memory_bytes, processes });
+        let at = self.started.elapsed();
+        self.history.push(Sample { at_ms: at.as_millis() as u64, memory_bytes, processes });
+        let line = self.limits.memory.unwrap_or(u64::MAX);
+        if memory_bytes >= line / 2 && at >= self.listed + LIST_EVERY {
+            self.listed = at;
+            let members = self.members();
+            if !members.is_empty() {
+                if self.on_limit == OnLimit::Largest {
+                    raise_scores(members.iter().map(|member| member.pid), self.root.pid);
+                }
+                self.roll.call(members, &self.secrets);
+            }
+        }
         let cpu = self.boundary.cpu().unwrap_or_default();
-        Some(plimsoll_core::stack::input::TreeSample {
+        let sample = TreeSample {
             instance: self.instance.clone(),
             memory_bytes,
             cpu: cpu.used,
@@ -205,7 +255,37 @@ impl Replica {
             throttled: cpu.throttled,
             processes,
             oom_kills: self.boundary.oom_kills().unwrap_or(0),
-        })
+        };
+        Some(Looked { sample, stuck_at: self.is_stuck(at, memory_bytes) })
+    }
+
+    /// Whether it sits at the line that slows it down (`memory.high`, or else its limit) and gets nowhere. With
+    /// `on_limit: largest` the largest below the root goes then, and it is given time.
+    fn is_stuck(&mut self, at: Duration, usage: u64) -> Option<u64> {
+        let line = self.limits.memory_high.or(self.limits.memory)?;
+        if at < self.strained + STRAIN_EVERY {
+            return None;
+        }
+        self.strained = at;
+        let may_swap = self.limits.memory_swap.zip(self.limits.memory).is_none_or(|(all, ram)| all > ram);
+        let strain = if Thrash::is_close(usage, line) { self.boundary.strain() } else { None };
+        if !self.thrash.look(at, line, may_swap, strain) {
+            return None;
+        }
+        let members = self.members();
+        let chosen = victim(members.iter().map(|member| (member.pid, member.depth, member.memory_bytes)));
+        let chosen = chosen.filter(|_| self.on_limit == OnLimit::Largest);
+        let Some(member) = chosen.and_then(|pid| members.iter().find(|member| member.pid == pid)) else {
+            return Some(line);
+        };
+        kill_process(Process { pid: member.pid, start_ticks: member.start_ticks });
+        self.victims.push(Victim {
+            pid: member.pid,
+            name: member.name.clone(),
+            memory_bytes: member.memory_bytes,
+            reason: Decision::MemoryLimit { usage, limit: line },
+        });
+        None
     }
 
     /// Its members now, largest first.
@@ -214,36 +294,52 @@ impl Replica {
         members_of_group(&pids[..pids.len().min(LISTED)], self.root.pid)
     }
 
-    /// Ends all of it, proves that, and certifies. `reap` waits for the dead that are our children, and answers how the
-    /// root ended when it is among them.
-    pub(super) fn end(mut self, exit: RootExit, mut reap: impl FnMut() -> Option<RootExit>) -> Ended {
-        let mut exit = exit;
+    /// Begins its end: gathers what can only be known before. Everything is to be killed then ([`Replica::kill`]).
+    pub(super) fn begin_end(&mut self, exit: RootExit) {
+        if self.ending.is_some() {
+            return;
+        }
         let members = self.members();
-        let bytes_freed = self.boundary.usage().unwrap_or(0);
-        let largest: Vec<Largest> = members
-            .iter()
-            .take(LARGEST)
-            .map(|member| Largest {
-                pid: member.pid,
-                command: command_line(member.pid).map_or_else(
-                    || format!("[{}]", member.name),
-                    |line| redact::redact_command(&line, &self.secrets).join(" "),
-                ),
-                memory_bytes: member.memory_bytes,
-                depth: member.depth,
-            })
-            .collect();
-        self.pids.extend(members.iter().map(|member| member.pid));
-        let ended_at = clock::wall();
-        let runtime = self.started.elapsed();
-        let survivors = teardown::kill_until_empty(&self.boundary.directories(), || exit = reap().unwrap_or(exit));
+        if !members.is_empty() {
+            self.roll.call(members, &self.secrets);
+        }
+        self.ending = Some(Begun {
+            exit,
+            at: clock::wall(),
+            since: Instant::now(),
+            runtime: self.started.elapsed(),
+            bytes_freed: self.boundary.usage().unwrap_or(0),
+        });
+    }
+
+    /// Kills what is left, for so long at most. `reap` waits for the dead that are our children, and answers how the root
+    /// ended when it is among them. Answers whether nothing is left, or nothing more can be done.
+    pub(super) fn kill(&mut self, patience: Duration, mut reap: impl FnMut() -> Option<RootExit>) -> bool {
+        let mut exit = None;
+        let left = teardown::kill_for(&self.boundary.directories(), patience, || exit = reap().or(exit));
+        let Some(begun) = &mut self.ending else { return true };
+        begun.exit = exit.unwrap_or(begun.exit);
+        left.is_empty() || begun.since.elapsed() > PATIENCE
+    }
+
+    /// Its root's end came while it was being killed.
+    pub(super) fn root_ended(&mut self, exit: RootExit) {
+        if let Some(begun) = &mut self.ending {
+            begun.exit = exit;
+        }
+    }
+
+    /// Judges and certifies its end, and removes its group.
+    pub(super) fn finish(mut self) -> Option<Ended> {
+        let begun = self.ending.take()?;
+        let survivors = teardown::members_of(&self.boundary.directories()).len();
         let own = self.boundary.counters().ok().flatten();
         let host = self.host_oom_kills.zip(host_oom_kills()).map(|(before, after)| Delta { before, after });
         let kmsg = self.kmsg.as_mut().map(Kmsg::oom_kills);
         let ending = Ending {
-            exit,
+            exit: begun.exit,
             decision: self.decision.clone(),
-            victims: Vec::new(),
+            victims: std::mem::take(&mut self.victims),
             passed_on: None,
             interpreter: None,
             own,
@@ -251,73 +347,40 @@ impl Replica {
             unreadable: if kmsg.is_none() { vec!["/dev/kmsg".to_owned()] } else { Vec::new() },
             kmsg,
             host_oom_kill: host,
-            pids: self.pids.clone(),
+            pids: self.roll.pids.clone(),
         };
-        let judged = verdict(&ending);
-        let peak_processes = self.boundary.peak_processes();
-        let certificate =
-            self.certificate(&ending, &judged, ended_at, runtime, largest, peak_processes, survivors.len());
-        let removed = self.boundary.remove();
-        Ended {
-            oom_kills: judged.killed_inside,
-            bytes_freed,
-            certificate,
-            trouble: removed.err().map(|error| error.to_string()),
+        let mut judged = verdict(&ending);
+        if self.on_limit == OnLimit::Tree && judged.killed_inside > 0 && ending.decision.is_none() {
+            // At the line everything goes, also a root that saw its child die and was quicker than we.
+            let killed = RootExit::Signal(rustix::process::Signal::KILL.as_raw());
+            judged = verdict(&Ending { exit: killed, ..ending.clone() });
         }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "each is gathered at its own moment of the end")]
-    fn certificate(
-        &self,
-        ending: &Ending,
-        judged: &Verdict,
-        ended_at: jiff::Timestamp,
-        runtime: Duration,
-        largest: Vec<Largest>,
-        peak_processes: Option<u64>,
-        survivors: usize,
-    ) -> Certificate {
-        let peak = ending.own.as_ref().and_then(|own| own.peak).unwrap_or(0).max(self.history.peak_bytes());
-        let (code, signal) = match ending.exit {
-            RootExit::Code(code) => (Some(code), None),
-            RootExit::Signal(signal) => (None, Some(signal)),
-            RootExit::NotStarted { .. } | RootExit::Unknown => (None, None),
-        };
-        let seen = u64::from(self.history.peak_processes());
-        let mut certificate = Certificate {
-            schema: SCHEMA.to_owned(),
+        if judged.killed_inside > 0 && ending.decision.is_none() {
+            self.roll.bring_back_the_lost();
+        }
+        let facts = Facts {
             id: self.id,
-            name: self.instance.service.to_string(),
-            command: self.command.clone(),
+            name: &self.instance.service,
+            command: &self.command,
             boundary: self.boundary.kind(),
             started_at: self.started_at,
-            ended_at,
-            runtime_ms: runtime.as_millis() as u64,
-            exit: Exit { code, signal },
-            cause: judged.cause,
-            confidence: judged.confidence,
-            evidence: judged.evidence.clone(),
-            memory: Memory {
-                limit_bytes: self.limits.memory,
-                peak_bytes: peak,
-                swap_limit_bytes: self
-                    .limits
-                    .memory_swap
-                    .zip(self.limits.memory)
-                    .map(|(all, ram)| all.saturating_sub(ram)),
-                growth_bytes_per_s: self.history.growth(),
-                largest,
-                last_minute: self.history.last_minute(),
-            },
-            tree: TreeFacts {
-                peak_processes: u32::try_from(peak_processes.unwrap_or(0).max(seen)).unwrap_or(u32::MAX),
-                killed_inside: judged.killed_inside,
-                survivors: u32::try_from(survivors).unwrap_or(u32::MAX),
-            },
-            advice: String::new(),
+            ended_at: begun.at,
+            runtime: begun.runtime,
+            limit_bytes: self.limits.memory,
+            swap_limit_bytes: self.limits.memory_swap.zip(self.limits.memory).map(|(all, ram)| all.saturating_sub(ram)),
+            largest: &self.roll.largest,
+            history: &self.history,
+            peak_processes: self.boundary.peak_processes(),
+            survivors,
         };
-        certificate.advice = advice::advice(&certificate, ending);
-        certificate
+        let certificate = certify(facts, &ending, &judged);
+        let removed = self.boundary.remove();
+        Some(Ended {
+            oom_kills: judged.killed_inside,
+            bytes_freed: begun.bytes_freed,
+            certificate,
+            trouble: removed.err().map(|error| error.to_string()),
+        })
     }
 }
 

@@ -6,9 +6,11 @@
 //! becomes an [`Input`]; every [`Effect`] is performed at once and answers, if it answers, with a further input. Nothing
 //! is decided here.
 
+mod answers;
+mod errands;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::OsString;
-use std::io::Write;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,29 +18,31 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use plimsoll_core::stack::effect::Backend;
-use plimsoll_core::stack::input::{End, HostSample, Measured, Probe};
-use plimsoll_core::stack::snapshot::Snapshot;
-use plimsoll_core::stack::{Answer, Command, Effect, Event, Input, Instance, Name, Refusal, Request, Stack};
-use plimsoll_gateway::control::{self, Answer as Text, Door, Kind, Question, Reply, Stream};
+use plimsoll_core::stack::input::{End, HostSample, Measured};
+use plimsoll_core::stack::{Command, Effect, Event, Input, Instance, Name, Request, Stack};
+use plimsoll_gateway::control::{Answer as Text, Door, Question, Reply, Stream};
 use plimsoll_gateway::{Gateway, Limits as PortLimits, State, Told};
 use plimsoll_kernel::boundary::Boundary;
 use plimsoll_kernel::cgroup::{Found, teardown};
 use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::host::machine_memory;
-use plimsoll_kernel::procfs::{parse_loadavg, read_file};
+use plimsoll_kernel::procfs::{CpuTimes, parse_cpu_times, parse_loadavg, parse_pressure, read_file};
 use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
-use plimsoll_kernel::spawn::{self, Job, Launch, Wait};
+use plimsoll_kernel::spawn::{self, Wait};
 use plimsoll_model::ending::RootExit;
-use plimsoll_model::stack::{Ask, Delivery, ServiceSpec};
-use plimsoll_model::{Limits, OnLimit, RunId};
-use plimsoll_store::{CertificateStore, Registration, RunningTree, inbox};
+use plimsoll_model::stack::ServiceSpec;
+use plimsoll_model::{Limits, Member, OnLimit, RunId};
+use plimsoll_store::{Registration, RunningTree, inbox};
 use rustix::event::epoll;
 use rustix::process::Signal;
 
 use super::StackOptions;
+use super::journal::Journal;
 use super::output::Logs;
-use super::replica::{Ground, Replica, environment, with_port};
+use super::replica::{Ground, Replica};
 use crate::front::boot_id;
+use answers::in_words;
+use errands::Errand;
 
 /// Questions that wait for the loop; more are told that nobody answers.
 const QUESTIONS: usize = 64;
@@ -49,6 +53,16 @@ const CHUNK: usize = 64 << 10;
 /// A port closes with so much grace for what has begun.
 const CLOSING: Duration = Duration::from_secs(5);
 
+/// A tree is killed for so long at a time: the loop has others to look after.
+const ONE_TRY: Duration = Duration::from_millis(50);
+
+/// What would not die is killed again after this, and after longer and longer pauses.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A public address that could not be had is tried again after this.
+const RETRY_PORTS: Duration = Duration::from_secs(1);
+
 const SIGNALS: u64 = 0;
 const GUARD: u64 = 1;
 const BELL: u64 = 2;
@@ -58,13 +72,7 @@ const FIRST_REPLICA: u64 = 16;
 enum Word {
     Asked(Question, Reply),
     Told(Told),
-}
-
-/// A health test that runs.
-struct Test {
-    instance: Instance,
-    probe: u64,
-    deadline: Instant,
+    Undelivered(String),
 }
 
 pub(super) struct Supervisor<'o> {
@@ -83,7 +91,11 @@ pub(super) struct Supervisor<'o> {
     roots: BTreeMap<i32, Instance>,
     tokens: BTreeMap<u64, Instance>,
     next_token: u64,
-    tests: BTreeMap<i32, Test>,
+    /// Trees that were killed and are not proven gone, and when they are killed again.
+    dying: Vec<Dying>,
+    errands: BTreeMap<i32, Errand>,
+    webhooks: SyncSender<(String, String)>,
+    journal: Journal,
     logs: Logs,
     gateway: Gateway,
     words: Receiver<Word>,
@@ -92,7 +104,31 @@ pub(super) struct Supervisor<'o> {
     events: Vec<Stream>,
     followers: Vec<(Option<String>, Stream)>,
     counters: BTreeMap<&'static str, u64>,
+    cpu_times: Option<CpuTimes>,
+    io_wait_percent: Option<f64>,
+    /// What goes wrong at this moment beside the services themselves, by what it is about.
+    troubles: BTreeMap<String, String>,
+    /// Public addresses that could not be opened.
+    unopened: BTreeMap<Name, (SocketAddr, Vec<Backend>)>,
+    retry_ports: Option<Instant>,
     finished: bool,
+}
+
+/// What the loop hears and says, apart from the trees.
+struct Outside {
+    null: OwnedFd,
+    epoll: OwnedFd,
+    logs: Logs,
+    gateway: Gateway,
+    words: Receiver<Word>,
+    webhooks: SyncSender<(String, String)>,
+}
+
+/// A tree that was killed and is not proven gone.
+struct Dying {
+    replica: Replica,
+    again: Instant,
+    pause: Duration,
 }
 
 impl<'o> Supervisor<'o> {
@@ -131,6 +167,8 @@ impl<'o> Supervisor<'o> {
             root: None,
             members: Vec::new(),
         };
+        let (journal, notices) = Journal::open(&options.state_dir)?;
+        notices.iter().for_each(|notice| (options.say)(notice));
         let door = Door::socket(&options.socket).map_err(|error| error.to_string())?;
         let registration = Registration::register(&options.runtime_dir, &record).map_err(|error| error.to_string())?;
         let undo = |registration: Registration, why: String| {
@@ -142,7 +180,7 @@ impl<'o> Supervisor<'o> {
             Err(error) => return Err(undo(registration, error.to_string())),
         };
         let rest = Self::descriptors(options, door);
-        let (null, epoll, logs, gateway, words) = match rest {
+        let Outside { null, epoll, logs, gateway, words, webhooks } = match rest {
             Ok(rest) => rest,
             Err(why) => {
                 let _ = budget.remove();
@@ -166,7 +204,10 @@ impl<'o> Supervisor<'o> {
             roots: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next_token: FIRST_REPLICA,
-            tests: BTreeMap::new(),
+            dying: Vec::new(),
+            errands: BTreeMap::new(),
+            webhooks,
+            journal,
             logs,
             gateway,
             words,
@@ -175,14 +216,16 @@ impl<'o> Supervisor<'o> {
             events: Vec::new(),
             followers: Vec::new(),
             counters: BTreeMap::new(),
+            cpu_times: None,
+            io_wait_percent: None,
+            troubles: BTreeMap::new(),
+            unopened: BTreeMap::new(),
+            retry_ports: None,
             finished: false,
         })
     }
 
-    fn descriptors(
-        options: &StackOptions,
-        door: Door,
-    ) -> Result<(OwnedFd, OwnedFd, Logs, Gateway, Receiver<Word>), String> {
+    fn descriptors(options: &StackOptions, door: Door) -> Result<Outside, String> {
         let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(|e| e.to_string())?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|error| error.to_string())?;
         let logs = Logs::new(options.state_dir.join("logs")).map_err(|error| error.to_string())?;
@@ -199,10 +242,13 @@ impl<'o> Supervisor<'o> {
             }
         };
         let (say_told, bell_told) = (say.clone(), bell.clone());
+        let (say_failed, bell_failed) = (say.clone(), bell.clone());
+        let webhooks = errands::webhooks(move |why| ring(&say_failed, &bell_failed, Word::Undelivered(why)))
+            .map_err(|error| error.to_string())?;
         let gateway = Gateway::start(move |told| ring(&say_told, &bell_told, Word::Told(told)))
             .map_err(|error| error.to_string())?;
         gateway.serve(door, move |question, reply| ring(&say, &bell, Word::Asked(question, reply)));
-        Ok((null.into(), epoll, logs, gateway, words))
+        Ok(Outside { null: null.into(), epoll, logs, gateway, words, webhooks })
     }
 
     fn now(&self) -> Duration {
@@ -224,11 +270,16 @@ impl<'o> Supervisor<'o> {
         add(signals, SIGNALS)?;
         add(guard, GUARD)?;
         let spec = self.options.spec.clone();
+        self.journal.keep(|name| spec.services.contains_key(name));
+        let remembered = self.journal.remembered();
+        self.input(Input::Remember(remembered));
         self.input(Input::Load { request: None, spec });
         self.perform();
-        while !(self.finished && self.replicas.is_empty()) {
+        while !(self.finished && self.replicas.is_empty() && self.dying.is_empty()) {
             self.wait(signals, guard);
-            self.end_slow_tests();
+            self.end_slow_errands();
+            self.bury(false);
+            self.retry_ports();
             if self.stack.next_due().is_some_and(|due| self.now() >= due) {
                 self.input(Input::Tick);
             }
@@ -240,8 +291,11 @@ impl<'o> Supervisor<'o> {
 
     fn wait(&mut self, signals: &SignalFd, guard: &OwnedFd) {
         let mut due = self.stack.next_due().map(|due| due.saturating_sub(self.now()));
-        for test in self.tests.values() {
-            let left = test.deadline.since(Instant::now());
+        let now = Instant::now();
+        let errands = self.errands.values().map(|errand| errand.deadline);
+        let others = errands.chain(self.dying.iter().map(|dying| dying.again)).chain(self.retry_ports);
+        for at in others {
+            let left = at.since(now);
             due = Some(due.map_or(left, |due| due.min(left)));
         }
         let timeout = due.map(|due| rustix::event::Timespec {
@@ -312,42 +366,72 @@ impl<'o> Supervisor<'o> {
         };
         if let Some(instance) = self.roots.get(&pid).cloned() {
             self.end(&instance, exit);
-        } else if let Some(test) = self.tests.remove(&pid) {
-            let outcome = match exit {
-                RootExit::Code(0) => Probe::Healthy,
-                RootExit::Code(code) => Probe::Failed(format!("code {code}")),
-                RootExit::Signal(number) => Probe::Failed(signal::name(number)),
-                RootExit::NotStarted { .. } | RootExit::Unknown => Probe::NotRun("it vanished".to_owned()),
-            };
-            self.input(Input::Probed { instance: test.instance, probe: test.probe, outcome });
+        } else {
+            self.errand_ended(pid, exit);
         }
     }
 
-    /// Ends what is left of a tree, certifies it, and tells the core.
+    /// Ends what is left of a tree; when that is proven, it is certified, and the core is told.
     fn end(&mut self, instance: &Instance, exit: RootExit) {
-        let Some(replica) = self.replicas.remove(instance) else { return };
-        let (root, who) = (replica.root.pid, instance.to_string());
-        self.roots.remove(&root);
+        let Some(mut replica) = self.replicas.remove(instance) else {
+            if let Some(dying) = self.dying.iter_mut().find(|dying| dying.replica.instance == *instance) {
+                dying.replica.root_ended(exit);
+            }
+            return;
+        };
+        let who = instance.to_string();
         self.tokens.retain(|_, of| of != instance);
         // What it still has to say is in the pipe.
-        if let Some(output) = &replica.output {
-            self.drain_output(output, instance);
+        if let Some(output) = replica.output.take() {
+            self.drain_output(&output, instance);
         }
         if let Some(line) = self.logs.finish(&instance.service, &who) {
             self.follow(&instance.service, &line);
         }
-        let mut others = Vec::new();
-        let ended = replica.end(exit, || {
-            let mut found = None;
-            while let Some((pid, wait)) = spawn::wait_any() {
-                match wait {
-                    Wait::Exited(code) if pid == root => found = Some(RootExit::Code(code)),
-                    Wait::Signaled(signal) if pid == root => found = Some(RootExit::Signal(signal)),
-                    _ => others.push((pid, wait)),
-                }
+        replica.begin_end(exit);
+        self.dying.push(Dying { replica, again: Instant::now(), pause: FIRST_PAUSE });
+        self.bury(false);
+    }
+
+    /// Kills those again that are due, or all, and lets those go that are proven gone.
+    fn bury(&mut self, all: bool) {
+        let now = Instant::now();
+        for mut dying in std::mem::take(&mut self.dying) {
+            if !all && now < dying.again {
+                self.dying.push(dying);
+                continue;
             }
-            found
-        });
+            let root = dying.replica.root.pid;
+            let mut others = Vec::new();
+            let gone = dying.replica.kill(ONE_TRY, || {
+                let mut found = None;
+                while let Some((pid, wait)) = spawn::wait_any() {
+                    match wait {
+                        Wait::Exited(code) if pid == root => found = Some(RootExit::Code(code)),
+                        Wait::Signaled(signal) if pid == root => found = Some(RootExit::Signal(signal)),
+                        _ => others.push((pid, wait)),
+                    }
+                }
+                found
+            });
+            if gone {
+                self.buried(dying.replica);
+            } else {
+                dying.again = Instant::now().after(dying.pause);
+                dying.pause = (dying.pause * 2).min(LONGEST_PAUSE);
+                self.dying.push(dying);
+            }
+            for (pid, wait) in others {
+                self.child_ended(pid, wait);
+            }
+        }
+    }
+
+    fn buried(&mut self, replica: Replica) {
+        let (root, instance) = (replica.root.pid, replica.instance.clone());
+        self.roots.remove(&root);
+        self.forget_errands(&instance);
+        let Some(ended) = replica.finish() else { return };
         let certificate = &ended.certificate;
         let end = End {
             cause: certificate.cause,
@@ -360,14 +444,10 @@ impl<'o> Supervisor<'o> {
         self.input(Input::Exited { instance: instance.clone(), end });
         // The next start does not wait for the disk.
         self.perform();
-        if let Err(error) = inbox::append(&self.options.state_dir, certificate) {
-            self.note(instance, &format!("its certificate is not stored: {error}"));
-        }
+        let stored = inbox::append(&self.options.state_dir, certificate);
+        self.trouble("certificates", stored.err().map(|error| error.to_string()));
         if let Some(trouble) = &ended.trouble {
-            self.note(instance, &format!("a group is left behind: {trouble}"));
-        }
-        for (pid, wait) in others {
-            self.child_ended(pid, wait);
+            self.note(&instance, &format!("a group is left behind: {trouble}"));
         }
     }
 
@@ -431,18 +511,6 @@ impl<'o> Supervisor<'o> {
         }
     }
 
-    fn end_slow_tests(&mut self) {
-        let now = Instant::now();
-        let slow: Vec<i32> = self.tests.iter().filter(|(_, test)| now >= test.deadline).map(|(pid, _)| *pid).collect();
-        for pid in slow {
-            let _ = signal::send(-pid, Signal::KILL.as_raw());
-            let _ = signal::send(pid, Signal::KILL.as_raw());
-            if let Some(test) = self.tests.remove(&pid) {
-                self.input(Input::Probed { instance: test.instance, probe: test.probe, outcome: Probe::TimedOut });
-            }
-        }
-    }
-
     fn follow(&mut self, service: &Name, line: &str) {
         self.followers.retain(|(of, stream)| of.as_deref().is_some_and(|of| of != &**service) || stream.send(line));
     }
@@ -454,6 +522,22 @@ impl<'o> Supervisor<'o> {
 
     fn note_all(&mut self, text: &str) {
         (self.options.say)(text);
+    }
+
+    /// Something beside the services goes wrong, or does no more: told at the edges, and shown as long as it lasts.
+    fn trouble(&mut self, about: &str, why: Option<String>) {
+        match why {
+            Some(why) if !self.troubles.contains_key(about) => {
+                self.note_all(&format!("{about}: {why}; services go on"));
+                self.troubles.insert(about.to_owned(), why);
+            }
+            Some(_) => {}
+            None => {
+                if self.troubles.remove(about).is_some() {
+                    self.note_all(&format!("{about}: all is well again"));
+                }
+            }
+        }
     }
 }
 
@@ -498,7 +582,7 @@ impl Supervisor<'_> {
                     replica.boundary.reclaim(bytes);
                 }
             }
-            Effect::Route { service, listen, backends } => self.route(&service, listen, &backends),
+            Effect::Route { service, listen, backends } => self.route(&service, listen, backends),
             Effect::Drain { instance, patience } => {
                 if self.gateway.port(&instance.service).is_some() {
                     self.gateway.drain(&instance.service, instance.generation, patience);
@@ -560,85 +644,70 @@ impl Supervisor<'_> {
         dir.join(format!("{}.{}.json", instance.service, instance.replica))
     }
 
-    /// Starts something for a replica, in its group: a health test, a hook.
-    fn beside(
-        &self,
-        instance: &Instance,
-        spec: Option<&ServiceSpec>,
-        command: &[String],
-        more: &[(&str, String)],
-    ) -> Result<i32, String> {
-        let replica = self.replicas.get(instance).ok_or("it does not run")?;
-        let spec = spec.or_else(|| self.options.spec.services.get(&*instance.service)).ok_or("it is not known")?;
-        let words: Vec<OsString> = command.iter().map(|word| with_port(word, replica.port).into()).collect();
-        let (join, into) = replica.boundary.entrance();
-        let null = Some(self.null.as_fd());
-        let launch = Launch {
-            command: &words,
-            env: environment(spec, self.id.as_str(), instance, replica.port, more),
-            workdir: Some(&spec.working_dir),
-            stdio: [null; 3],
-            join,
-            into,
-            lock: Some(self.registration.as_fd()),
-            oom_score_adj: None,
-            job: Job::Own,
-            mask: self.mask,
-        };
-        launch.start().map_err(|error| error.to_string())
-    }
-
-    fn probe(&mut self, instance: Instance, probe: u64, spec: &ServiceSpec, timeout: Duration) {
-        let Some(health) = &spec.healthcheck else { return };
-        match self.beside(&instance, Some(spec), &health.test, &[]) {
-            Ok(pid) => {
-                let deadline = Instant::now().after(timeout);
-                self.tests.insert(pid, Test { instance, probe, deadline });
-            }
-            Err(why) => self.input(Input::Probed { instance, probe, outcome: Probe::NotRun(why) }),
-        }
-    }
-
     fn look(&mut self, instances: &[Instance]) {
-        let trees = instances.iter().filter_map(|instance| self.replicas.get_mut(instance)?.sample()).collect();
-        let load = read_file("/proc/loadavg").ok();
-        let memory = machine_memory();
-        let host = HostSample {
-            available_bytes: memory.as_ref().map(|memory| memory.available),
-            memory_full_percent: None,
-            load_1m: load.as_deref().and_then(parse_loadavg).map(|load| load.load1),
-            swap_used_bytes: memory.as_ref().map(|memory| memory.swap_used),
-            io_wait_percent: None,
-        };
+        let looks = instances.iter().filter_map(|instance| self.replicas.get_mut(instance)?.look());
+        let (mut trees, mut stuck) = (Vec::new(), Vec::new());
+        for look in looks {
+            if let Some(limit) = look.stuck_at {
+                stuck.push((look.sample.instance.clone(), look.sample.memory_bytes, limit));
+            }
+            trees.push(look.sample);
+        }
+        let host = self.look_at_the_machine();
         let budget_used_bytes = self.budget.usage();
         self.input(Input::Sampled(Measured { trees, budget_used_bytes, host }));
+        for (instance, usage, limit) in stuck {
+            self.input(Input::Livelocked { instance, usage, limit });
+        }
+        let behind = |is_behind: bool| is_behind.then(|| "the disk does not take it (is it full?)".to_owned());
+        self.trouble("journal", behind(self.journal.is_behind()));
+        self.trouble("logs", behind(self.logs.are_behind()));
     }
 
-    fn ask(&mut self, instance: &Instance, ask: &Ask, stage: &str) {
-        match ask {
-            Ask::Signal(number) => {
-                if let Some(replica) = self.replicas.get(instance) {
-                    let _ = signal::send(replica.root.pid, *number);
+    fn look_at_the_machine(&mut self) -> HostSample {
+        let load = read_file("/proc/loadavg").ok();
+        let memory = machine_memory();
+        let pressure = read_file("/proc/pressure/memory").ok().as_deref().and_then(parse_pressure);
+        if let Some(times) = read_file("/proc/stat").ok().as_deref().and_then(parse_cpu_times) {
+            let before = self.cpu_times.unwrap_or_default();
+            let passed = times.total.saturating_sub(before.total);
+            // Of less than a tenth of a second the ticks tell nothing.
+            if passed >= 10 * u64::from(self.options.cores) {
+                if self.cpu_times.is_some() {
+                    let waited = times.io_wait.saturating_sub(before.io_wait);
+                    self.io_wait_percent = Some(waited as f64 * 100.0 / passed as f64);
                 }
+                self.cpu_times = Some(times);
             }
-            Ask::Command(command) => {
-                if let Err(why) = self.beside(instance, None, command, &[("PLIMSOLL_STAGE", stage.to_owned())]) {
-                    self.note(instance, &format!("its hook did not start: {why}"));
-                }
-            }
+        }
+        HostSample {
+            available_bytes: memory.as_ref().map(|memory| memory.available),
+            memory_full_percent: pressure.and_then(|pressure| pressure.full).map(|full| f64::from(full.avg10)),
+            load_1m: load.as_deref().and_then(parse_loadavg).map(|load| load.load1),
+            swap_used_bytes: memory.as_ref().map(|memory| memory.swap_used),
+            io_wait_percent: self.io_wait_percent,
         }
     }
 
-    fn route(&mut self, service: &Name, listen: Option<std::net::SocketAddr>, backends: &[Backend]) {
-        let Some(address) = listen else { return self.gateway.close(service, CLOSING) };
+    fn route(&mut self, service: &Name, listen: Option<SocketAddr>, backends: Vec<Backend>) {
+        self.unopened.remove(service);
+        let about = format!("the port of {service}");
+        let Some(address) = listen else {
+            self.trouble(&about, None);
+            return self.gateway.close(service, CLOSING);
+        };
         if self.gateway.port(service).is_none_or(|(open, _)| open != address)
             && let Err(error) = self.gateway.open(service, address, PortLimits::default())
         {
-            self.note_all(&format!("{service}: {error}"));
+            // Whoever has it may let it go.
+            self.trouble(&about, Some(error.to_string()));
+            self.unopened.insert(service.clone(), (address, backends));
+            self.retry_ports.get_or_insert_with(|| Instant::now().after(RETRY_PORTS));
             return;
         }
+        self.trouble(&about, None);
         let backends = backends
-            .iter()
+            .into_iter()
             .map(|backend| plimsoll_gateway::Backend {
                 instance: backend.instance.generation,
                 port: backend.port,
@@ -648,30 +717,39 @@ impl Supervisor<'_> {
         self.gateway.route(service, backends);
     }
 
+    fn retry_ports(&mut self) {
+        if self.retry_ports.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        self.retry_ports = None;
+        for (service, (address, backends)) in std::mem::take(&mut self.unopened) {
+            self.route(&service, Some(address), backends);
+        }
+    }
+
     fn census(&mut self) {
         let tenth = self.options.total / 10;
+        let mut rows = Vec::new();
         for replica in self.replicas.values() {
-            for member in replica.members().iter().filter(|member| member.memory_bytes > tenth) {
-                let row = serde_json::json!({
-                    "at": clock::wall().to_string(), "event": "large_process", "service": replica.instance.service,
-                    "replica": replica.instance.replica, "pid": member.pid, "parent": member.parent,
-                    "name": member.name, "memory_bytes": member.memory_bytes,
+            let members = replica.members();
+            for member in members.iter().filter(|member| member.memory_bytes > tenth) {
+                rows.push(Event::LargeProcess {
+                    instance: replica.instance.clone(),
+                    pid: member.pid,
+                    name: member.name.clone(),
+                    memory_bytes: member.memory_bytes,
+                    tree: path_to(member.pid, &members),
                 });
-                (self.options.journal)(&row.to_string());
             }
         }
+        rows.iter().for_each(|event| self.emit(event));
     }
 
     fn emit(&mut self, event: &Event) {
         if let Some(counter) = event.counter() {
             *self.counters.entry(counter).or_default() += 1;
         }
-        let mut row = serde_json::to_value(event).unwrap_or_default();
-        if let Some(fields) = row.as_object_mut() {
-            fields.insert("at".to_owned(), clock::wall().to_string().into());
-        }
-        let row = row.to_string();
-        (self.options.journal)(&row);
+        let row = self.journal.write(event);
         self.events.retain(|stream| stream.send(format!("data: {row}\n\n")));
         let text = event.to_string();
         if let Some(service) = event.service().cloned() {
@@ -681,37 +759,6 @@ impl Supervisor<'_> {
             self.follow(&service, &line);
         }
         (self.options.say)(&text);
-    }
-
-    fn deliver(&mut self, delivery: Delivery, event: &Event) {
-        let body = serde_json::to_string(event).unwrap_or_default();
-        match delivery {
-            Delivery::Command(command) => {
-                let words: Vec<OsString> = command.iter().map(OsString::from).collect();
-                let mut env: Vec<(OsString, OsString)> = std::env::vars_os().collect();
-                env.push(("PLIMSOLL_EVENT".into(), body.into()));
-                let null = Some(self.null.as_fd());
-                let launch = Launch {
-                    command: &words,
-                    env,
-                    workdir: None,
-                    stdio: [null; 3],
-                    join: Vec::new(),
-                    into: None,
-                    lock: Some(self.registration.as_fd()),
-                    oom_score_adj: None,
-                    job: Job::Own,
-                    mask: self.mask,
-                };
-                if let Err(error) = launch.start() {
-                    self.note_all(&format!("the alert's command did not start: {error}"));
-                }
-            }
-            Delivery::Webhook(url) => {
-                // Nobody waits for a stranger: one thread each, which ends in seconds.
-                let _ = std::thread::Builder::new().stack_size(64 << 10).spawn(move || post(&url, &body));
-            }
-        }
     }
 
     fn reload(&mut self, reply: Option<Reply>) {
@@ -730,7 +777,8 @@ impl Supervisor<'_> {
         }
     }
 
-    fn close(self) {
+    fn close(mut self) {
+        self.journal.save();
         let Self { gateway, budget, registration, options, .. } = self;
         gateway.stop(CLOSING);
         let dirs = budget.directories();
@@ -741,206 +789,21 @@ impl Supervisor<'_> {
     }
 }
 
-/// What people ask.
-impl Supervisor<'_> {
-    fn answer_word(&mut self, word: Word) {
-        let (question, reply) = match word {
-            Word::Asked(question, reply) => (question, reply),
-            Word::Told(Told::Drained { service, instance, .. }) => {
-                let drained = self.replicas.keys().find(|one| *one.service == *service && one.generation == instance);
-                if let Some(instance) = drained.cloned() {
-                    self.input(Input::Drained { instance });
-                }
-                return;
-            }
-            Word::Told(Told::Closed { .. }) => return,
-        };
-        match question {
-            Question::Status => reply.send(Text::json(self.status())),
-            Question::Health | Question::Ready => reply.send(Text::json(self.health())),
-            Question::Metrics => reply.send(Text { kind: Kind::Prometheus, ..Text::text(self.metrics()) }),
-            Question::Events => self.events.push(reply.stream(Kind::Events)),
-            Question::Processes => reply.send(Text::json(self.processes())),
-            Question::Certificates | Question::Certificate(_) => reply.send(self.certificates(&question)),
-            Question::Logs { service, tail, follow } => self.send_logs(reply, service, tail, follow),
-            Question::Do(control::Command::Reload) => self.reload(Some(reply)),
-            Question::Do(command) => {
-                let command = match command {
-                    control::Command::Down | control::Command::Reload => Command::Down,
-                    control::Command::Restart(name) => Command::Restart(name.as_str().into()),
-                    control::Command::Start(name) => Command::Start(name.as_str().into()),
-                    control::Command::Stop(name) => Command::Stop(name.as_str().into()),
-                    control::Command::Scale { service, replicas } => Command::Scale(service.as_str().into(), replicas),
-                };
-                let request = self.request(Some(reply));
-                self.input(Input::Command { request, command });
-            }
-        }
+/// The processes from the root down to this one, with their pids.
+fn path_to(pid: i32, members: &[Member]) -> Vec<String> {
+    let (mut path, mut at) = (Vec::new(), Some(pid));
+    while let Some(member) = at.and_then(|pid| members.iter().find(|member| member.pid == pid)) {
+        path.push(format!("{} ({})", member.name, member.pid));
+        at = Some(member.parent).filter(|_| path.len() < 64);
     }
-
-    fn snapshot(&self) -> Snapshot {
-        self.stack.snapshot(self.now())
-    }
-
-    fn status(&self) -> String {
-        let mut value = serde_json::to_value(self.snapshot()).unwrap_or_default();
-        if let Some(fields) = value.as_object_mut() {
-            // Their issues are still to come; the shape is the contract's.
-            fields.insert("pools".to_owned(), serde_json::json!([]));
-            fields.insert("imports".to_owned(), serde_json::json!([]));
-        }
-        value.to_string()
-    }
-
-    fn health(&self) -> String {
-        let own = read_file("/proc/self/statm").ok().and_then(|text| {
-            let text = String::from_utf8_lossy(&text).into_owned();
-            text.split_whitespace().nth(1)?.parse::<u64>().ok()
-        });
-        let own = own.unwrap_or(0) * 4096;
-        let all = own + self.budget.usage().unwrap_or(0);
-        let restarts: u64 = self.snapshot().services.iter().map(|row| row.restarts).sum();
-        serde_json::json!({
-            "status": if self.finished { "stopping" } else { "ok" },
-            "memory": {"rss_mb": all as f64 / 1048576.0, "self_rss_mb": own as f64 / 1048576.0},
-            "active_queries": 0,
-            "stats": {"total_requests": 0, "total_errors": 0, "restart_count": restarts},
-            "recovery_attempts": 0,
-        })
-        .to_string()
-    }
-
-    fn metrics(&self) -> String {
-        let snapshot = self.snapshot();
-        let mut text = String::new();
-        let mut family = |name: &str, kind: &str, help: &str, rows: Vec<(String, f64)>| {
-            text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
-            rows.iter().for_each(|(labels, value)| text.push_str(&format!("{name}{labels} {value}\n")));
-        };
-        let each = |value: fn(&plimsoll_core::stack::snapshot::ServiceRow) -> f64| {
-            let label = |row: &plimsoll_core::stack::snapshot::ServiceRow| {
-                format!("{{service=\"{}\",replica=\"{}\"}}", row.name, row.replica)
-            };
-            snapshot.services.iter().map(|row| (label(row), value(row))).collect::<Vec<_>>()
-        };
-        let one = |value: u64| vec![(String::new(), value as f64)];
-        family("plimsoll_budget_limit_bytes", "gauge", "What all services may hold.", one(snapshot.budget.limit_bytes));
-        family("plimsoll_budget_used_bytes", "gauge", "What all services hold.", one(snapshot.budget.used_bytes));
-        family("plimsoll_service_memory_bytes", "gauge", "What a replica holds.", each(|row| row.memory_bytes as f64));
-        family("plimsoll_service_limit_bytes", "gauge", "A replica's line.", each(|row| row.limit_bytes as f64));
-        family("plimsoll_service_processes", "gauge", "A replica's processes.", each(|row| f64::from(row.processes)));
-        family("plimsoll_service_restarts_total", "counter", "A replica's restarts.", each(|row| row.restarts as f64));
-        family("plimsoll_service_oom_kills_total", "counter", "Killed for memory.", each(|row| row.oom_kills as f64));
-        for (name, count) in &self.counters {
-            family(name, "counter", "Events of this kind.", one(*count));
-        }
-        text
-    }
-
-    fn processes(&self) -> String {
-        let trees: Vec<_> = self
-            .replicas
-            .values()
-            .map(|replica| {
-                let members: Vec<_> = replica
-                    .members()
-                    .iter()
-                    .map(|member| {
-                        serde_json::json!({
-                            "pid": member.pid, "parent": member.parent, "depth": member.depth, "name": member.name,
-                            "memory_bytes": member.memory_bytes,
-                        })
-                    })
-                    .collect();
-                serde_json::json!({
-                    "service": replica.instance.service, "replica": replica.instance.replica, "processes": members,
-                })
-            })
-            .collect();
-        serde_json::json!({ "trees": trees }).to_string()
-    }
-
-    fn certificates(&self, question: &Question) -> Text {
-        let found = CertificateStore::open(&self.options.state_dir).and_then(|mut store| match question {
-            Question::Certificate(id) => store.by_id_prefix(id, 1),
-            _ => store.list(100),
-        });
-        match (found, question) {
-            (Ok(all), Question::Certificate(_)) => match all.first() {
-                Some(one) => Text::json(serde_json::to_vec(one).unwrap_or_default()),
-                None => Text { status: 404, ..Text::text("no certificate of this id\n") },
-            },
-            (Ok(all), _) => Text::json(serde_json::to_vec(&all).unwrap_or_default()),
-            (Err(error), _) => Text { status: 500, ..Text::text(format!("{error}\n")) },
-        }
-    }
-
-    fn send_logs(&mut self, reply: Reply, service: Option<String>, tail: Option<u64>, follow: bool) {
-        let known: Vec<Name> = self.options.spec.services.keys().map(|name| Name::from(name.as_str())).collect();
-        let meant: Vec<Name> = match &service {
-            Some(name) => known.into_iter().filter(|known| &**known == name.as_str()).collect(),
-            None => known,
-        };
-        if meant.is_empty() {
-            let name = service.unwrap_or_default();
-            return reply.send(Text { status: 404, ..Text::text(format!("no service is called `{name}`\n")) });
-        }
-        let count = usize::try_from(tail.unwrap_or(10_000)).unwrap_or(10_000).min(10_000);
-        let lines = self.logs.tail(&meant, count).concat();
-        let stream = reply.stream(Kind::Text);
-        if (lines.is_empty() || stream.send(lines)) && follow {
-            self.followers.push((service, stream));
-        }
-    }
-}
-
-fn in_words(answer: &Answer) -> Text {
-    match answer {
-        Answer::Done | Answer::Admitted => Text::text("done\n"),
-        Answer::Loaded { added, restarted, adapted, removed } => {
-            let list = |what: &str, names: &[Name]| {
-                let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-                if names.is_empty() { String::new() } else { format!("{what}: {}\n", names.join(", ")) }
-            };
-            let text =
-                [list("added", added), list("replaced", restarted), list("adapted", adapted), list("removed", removed)];
-            let text = text.concat();
-            Text::text(if text.is_empty() { "nothing has changed\n".to_owned() } else { text })
-        }
-        Answer::Refused(why) => {
-            let (status, retry_after_s) = match why {
-                Refusal::UnknownService(_) => (404, None),
-                Refusal::NoRoom { retry_after, .. } => (429, u32::try_from(retry_after.as_secs()).ok()),
-                _ => (409, None),
-            };
-            Text { status, retry_after_s, ..Text::text(format!("{why}\n")) }
-        }
-    }
+    path.reverse();
+    path
 }
 
 /// A port that nobody has at this moment.
 fn free_port() -> Option<u16> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).ok()?;
     Some(listener.local_addr().ok()?.port())
-}
-
-/// Posts an event to an `http://` address; whoever does not answer within seconds has not heard it.
-fn post(url: &str, body: &str) {
-    let Some((host, path)) = url.strip_prefix("http://").map(|rest| rest.split_once('/').unwrap_or((rest, ""))) else {
-        return;
-    };
-    let address = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
-    let patience = Duration::from_secs(5);
-    let Some(address) = std::net::ToSocketAddrs::to_socket_addrs(&address).ok().and_then(|mut all| all.next()) else {
-        return;
-    };
-    let Ok(mut stream) = std::net::TcpStream::connect_timeout(&address, patience) else { return };
-    let _ = stream.set_write_timeout(Some(patience));
-    let _ = write!(
-        stream,
-        "POST /{path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
 }
 
 /// Signals that the supervisor acts on.

@@ -14,13 +14,13 @@ use crate::fault::{Fault, USAGE};
 pub(crate) use run::RunArgs;
 
 use crate::verb::check::CheckArgs;
+use crate::verb::control::{DownArgs, EventsArgs, LogsArgs, RestartArgs, ScaleArgs, StartArgs, StopArgs};
 use crate::verb::doctor::DoctorArgs;
 use crate::verb::health::HealthArgs;
 use crate::verb::init::InitArgs;
 use crate::verb::schema::SchemaArgs;
-use crate::verb::up::{
-    DownArgs, EventsArgs, LogsArgs, PsArgs, RestartArgs, ScaleArgs, StartArgs, StatusArgs, StopArgs, UpArgs,
-};
+use crate::verb::status::{PsArgs, StatusArgs};
+use crate::verb::up::UpArgs;
 
 /// Owns every process tree it starts, holds each inside its memory line, and explains every death.
 #[derive(Debug, Parser)]

@@ -1,0 +1,186 @@
+//! What people ask over the control socket, and what they are answered.
+
+use plimsoll_core::stack::snapshot::{ServiceRow, Snapshot};
+use plimsoll_core::stack::{Answer, Command, Input, Name, Refusal};
+use plimsoll_gateway::Told;
+use plimsoll_gateway::control::{self, Answer as Text, Kind, Question, Reply};
+use plimsoll_kernel::procfs::read_file;
+use plimsoll_store::CertificateStore;
+
+use super::{Supervisor, Word};
+
+/// What people ask.
+impl Supervisor<'_> {
+    pub(super) fn answer_word(&mut self, word: Word) {
+        let (question, reply) = match word {
+            Word::Asked(question, reply) => (question, reply),
+            Word::Told(Told::Drained { service, instance, .. }) => {
+                let drained = self.replicas.keys().find(|one| *one.service == *service && one.generation == instance);
+                if let Some(instance) = drained.cloned() {
+                    self.input(Input::Drained { instance });
+                }
+                return;
+            }
+            Word::Told(Told::Closed { .. }) => return,
+            Word::Undelivered(why) => return self.note_all(&format!("a webhook failed: {why}")),
+        };
+        match question {
+            Question::Status => reply.send(Text::json(self.status())),
+            Question::Health | Question::Ready => reply.send(Text::json(self.health())),
+            Question::Metrics => reply.send(Text { kind: Kind::Prometheus, ..Text::text(self.metrics()) }),
+            Question::Events => self.events.push(reply.stream(Kind::Events)),
+            Question::Processes => reply.send(Text::json(self.processes())),
+            Question::Certificates | Question::Certificate(_) => reply.send(self.certificates(&question)),
+            Question::Logs { service, tail, follow } => self.send_logs(reply, service, tail, follow),
+            Question::Do(control::Command::Reload) => self.reload(Some(reply)),
+            Question::Do(command) => {
+                let command = match command {
+                    control::Command::Down | control::Command::Reload => Command::Down,
+                    control::Command::Restart(name) => Command::Restart(name.as_str().into()),
+                    control::Command::Start(name) => Command::Start(name.as_str().into()),
+                    control::Command::Stop(name) => Command::Stop(name.as_str().into()),
+                    control::Command::Scale { service, replicas } => Command::Scale(service.as_str().into(), replicas),
+                };
+                let request = self.request(Some(reply));
+                self.input(Input::Command { request, command });
+            }
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        self.stack.snapshot(self.now())
+    }
+
+    fn status(&self) -> String {
+        let mut value = serde_json::to_value(self.snapshot()).unwrap_or_default();
+        if let Some(fields) = value.as_object_mut() {
+            // Their issues are still to come; the shape is the contract's.
+            fields.insert("pools".to_owned(), serde_json::json!([]));
+            fields.insert("imports".to_owned(), serde_json::json!([]));
+        }
+        value.to_string()
+    }
+
+    fn health(&self) -> String {
+        let own = read_file("/proc/self/statm").ok().and_then(|text| {
+            let text = String::from_utf8_lossy(&text).into_owned();
+            text.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
+        let own = own.unwrap_or(0) * 4096;
+        let all = own + self.budget.usage().unwrap_or(0);
+        let restarts: u64 = self.snapshot().services.iter().map(|row| row.restarts).sum();
+        serde_json::json!({
+            "status": if self.finished { "stopping" } else { "ok" },
+            "memory": {"rss_mb": all as f64 / 1048576.0, "self_rss_mb": own as f64 / 1048576.0},
+            "active_queries": 0,
+            "stats": {"total_requests": 0, "total_errors": 0, "restart_count": restarts},
+            "recovery_attempts": 0,
+        })
+        .to_string()
+    }
+
+    fn metrics(&self) -> String {
+        let snapshot = self.snapshot();
+        let mut text = String::new();
+        let mut family = |name: &str, kind: &str, help: &str, rows: Vec<(String, f64)>| {
+            text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+            rows.iter().for_each(|(labels, value)| text.push_str(&format!("{name}{labels} {value}\n")));
+        };
+        let each = |value: fn(&ServiceRow) -> f64| {
+            let label = |row: &ServiceRow| format!("{{service=\"{}\",replica=\"{}\"}}", row.name, row.replica);
+            snapshot.services.iter().map(|row| (label(row), value(row))).collect::<Vec<_>>()
+        };
+        let one = |value: u64| vec![(String::new(), value as f64)];
+        family("plimsoll_budget_limit_bytes", "gauge", "What all services may hold.", one(snapshot.budget.limit_bytes));
+        family("plimsoll_budget_used_bytes", "gauge", "What all services hold.", one(snapshot.budget.used_bytes));
+        family("plimsoll_service_memory_bytes", "gauge", "What a replica holds.", each(|row| row.memory_bytes as f64));
+        family("plimsoll_service_limit_bytes", "gauge", "A replica's line.", each(|row| row.limit_bytes as f64));
+        family("plimsoll_service_processes", "gauge", "A replica's processes.", each(|row| f64::from(row.processes)));
+        family("plimsoll_service_restarts_total", "counter", "A replica's restarts.", each(|row| row.restarts as f64));
+        family("plimsoll_service_oom_kills_total", "counter", "Killed for memory.", each(|row| row.oom_kills as f64));
+        for (name, count) in &self.counters {
+            family(name, "counter", "Events of this kind.", one(*count));
+        }
+        text
+    }
+
+    fn processes(&self) -> String {
+        let trees: Vec<_> = self
+            .replicas
+            .values()
+            .map(|replica| {
+                let members: Vec<_> = replica
+                    .members()
+                    .iter()
+                    .map(|member| {
+                        serde_json::json!({
+                            "pid": member.pid, "parent": member.parent, "depth": member.depth, "name": member.name,
+                            "memory_bytes": member.memory_bytes,
+                        })
+                    })
+                    .collect();
+                serde_json::json!({
+                    "service": replica.instance.service, "replica": replica.instance.replica, "processes": members,
+                })
+            })
+            .collect();
+        serde_json::json!({ "trees": trees }).to_string()
+    }
+
+    fn certificates(&self, question: &Question) -> Text {
+        let found = CertificateStore::open(&self.options.state_dir).and_then(|mut store| match question {
+            Question::Certificate(id) => store.by_id_prefix(id, 1),
+            _ => store.list(100),
+        });
+        match (found, question) {
+            (Ok(all), Question::Certificate(_)) => match all.first() {
+                Some(one) => Text::json(serde_json::to_vec(one).unwrap_or_default()),
+                None => Text { status: 404, ..Text::text("no certificate of this id\n") },
+            },
+            (Ok(all), _) => Text::json(serde_json::to_vec(&all).unwrap_or_default()),
+            (Err(error), _) => Text { status: 500, ..Text::text(format!("{error}\n")) },
+        }
+    }
+
+    fn send_logs(&mut self, reply: Reply, service: Option<String>, tail: Option<u64>, follow: bool) {
+        let known: Vec<Name> = self.options.spec.services.keys().map(|name| Name::from(name.as_str())).collect();
+        let meant: Vec<Name> = match &service {
+            Some(name) => known.into_iter().filter(|known| &**known == name.as_str()).collect(),
+            None => known,
+        };
+        if meant.is_empty() {
+            let name = service.unwrap_or_default();
+            return reply.send(Text { status: 404, ..Text::text(format!("no service is called `{name}`\n")) });
+        }
+        let count = usize::try_from(tail.unwrap_or(10_000)).unwrap_or(10_000).min(10_000);
+        let lines = self.logs.tail(&meant, count).concat();
+        let stream = reply.stream(Kind::Text);
+        if (lines.is_empty() || stream.send(lines)) && follow {
+            self.followers.push((service, stream));
+        }
+    }
+}
+
+pub(super) fn in_words(answer: &Answer) -> Text {
+    match answer {
+        Answer::Done | Answer::Admitted => Text::text("done\n"),
+        Answer::Loaded { added, restarted, adapted, removed } => {
+            let list = |what: &str, names: &[Name]| {
+                let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+                if names.is_empty() { String::new() } else { format!("{what}: {}\n", names.join(", ")) }
+            };
+            let text =
+                [list("added", added), list("replaced", restarted), list("adapted", adapted), list("removed", removed)];
+            let text = text.concat();
+            Text::text(if text.is_empty() { "nothing has changed\n".to_owned() } else { text })
+        }
+        Answer::Refused(why) => {
+            let (status, retry_after_s) = match why {
+                Refusal::UnknownService(_) => (404, None),
+                Refusal::NoRoom { retry_after, .. } => (429, u32::try_from(retry_after.as_secs()).ok()),
+                _ => (409, None),
+            };
+            Text { status, retry_after_s, ..Text::text(format!("{why}\n")) }
+        }
+    }
+}
