@@ -41,7 +41,6 @@ use super::journal::Journal;
 use super::output::Logs;
 use super::replica::{Ground, Replica};
 use crate::front::boot_id;
-use answers::in_words;
 use errands::Errand;
 
 /// Questions that wait for the loop; more are told that nobody answers.
@@ -59,6 +58,9 @@ const ONE_TRY: Duration = Duration::from_millis(50);
 /// What would not die is killed again after this, and after longer and longer pauses.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// So often is looked whether those that were admitted to the budget are still there.
+const LOOK_FOR_GUESTS: Duration = Duration::from_millis(500);
 
 /// A public address that could not be had is tried again after this.
 const RETRY_PORTS: Duration = Duration::from_secs(1);
@@ -100,6 +102,8 @@ pub(super) struct Supervisor<'o> {
     gateway: Gateway,
     words: Receiver<Word>,
     replies: BTreeMap<u64, Reply>,
+    /// Rooms of others' runs in our budget: each is held until its stream is closed.
+    leases: BTreeMap<u64, Stream>,
     next_request: u64,
     events: Vec<Stream>,
     followers: Vec<(Option<String>, Stream)>,
@@ -212,6 +216,7 @@ impl<'o> Supervisor<'o> {
             gateway,
             words,
             replies: BTreeMap::new(),
+            leases: BTreeMap::new(),
             next_request: 1,
             events: Vec::new(),
             followers: Vec::new(),
@@ -280,6 +285,7 @@ impl<'o> Supervisor<'o> {
             self.end_slow_errands();
             self.bury(false);
             self.retry_ports();
+            self.see_off_guests();
             if self.stack.next_due().is_some_and(|due| self.now() >= due) {
                 self.input(Input::Tick);
             }
@@ -293,7 +299,9 @@ impl<'o> Supervisor<'o> {
         let mut due = self.stack.next_due().map(|due| due.saturating_sub(self.now()));
         let now = Instant::now();
         let errands = self.errands.values().map(|errand| errand.deadline);
-        let others = errands.chain(self.dying.iter().map(|dying| dying.again)).chain(self.retry_ports);
+        // Nobody rings when a guest hangs up.
+        let guests = (!self.leases.is_empty() || !self.replies.is_empty()).then(|| now.after(LOOK_FOR_GUESTS));
+        let others = errands.chain(guests).chain(self.dying.iter().map(|dying| dying.again)).chain(self.retry_ports);
         for at in others {
             let left = at.since(now);
             due = Some(due.map_or(left, |due| due.min(left)));
@@ -593,11 +601,7 @@ impl Supervisor<'_> {
             Effect::Census => self.census(),
             Effect::Emit(event) => self.emit(&event),
             Effect::Deliver { delivery, event } => self.deliver(delivery, &event),
-            Effect::Answer { request, answer } => {
-                if let Some(reply) = self.replies.remove(&request.0) {
-                    reply.send(in_words(&answer));
-                }
-            }
+            Effect::Answer { request, answer } => self.answer(request, &answer),
             Effect::Finished => self.finished = true,
         }
     }

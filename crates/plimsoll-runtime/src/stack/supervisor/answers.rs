@@ -1,7 +1,9 @@
 //! What people ask over the control socket, and what they are answered.
 
+use std::time::Duration;
+
 use plimsoll_core::stack::snapshot::{ServiceRow, Snapshot};
-use plimsoll_core::stack::{Answer, Command, Input, Name, Refusal};
+use plimsoll_core::stack::{Answer, Command, Input, Name, Refusal, Request};
 use plimsoll_gateway::Told;
 use plimsoll_gateway::control::{self, Answer as Text, Kind, Question, Reply};
 use plimsoll_kernel::procfs::read_file;
@@ -39,11 +41,41 @@ impl Supervisor<'_> {
                     control::Command::Restart(name) => Command::Restart(name.as_str().into()),
                     control::Command::Start(name) => Command::Start(name.as_str().into()),
                     control::Command::Stop(name) => Command::Stop(name.as_str().into()),
+                    control::Command::Join { name, bytes, patience_ms } => {
+                        Command::Join { name, bytes, patience: Duration::from_millis(patience_ms) }
+                    }
                     control::Command::Scale { service, replicas } => Command::Scale(service.as_str().into(), replicas),
                 };
                 let request = self.request(Some(reply));
                 self.input(Input::Command { request, command });
             }
+        }
+    }
+
+    /// The core's answer. Whoever was admitted keeps its room as long as it keeps the answer open.
+    pub(super) fn answer(&mut self, request: Request, answer: &Answer) {
+        let Some(reply) = self.replies.remove(&request.0) else { return };
+        if *answer == Answer::Admitted {
+            let lease = reply.stream(Kind::Text);
+            if lease.send("admitted\n") {
+                self.leases.insert(request.0, lease);
+            } else {
+                self.input(Input::Left { request });
+            }
+        } else {
+            reply.send(in_words(answer));
+        }
+    }
+
+    /// Those that have gone give their room back, and those that wait no longer their place.
+    pub(super) fn see_off_guests(&mut self) {
+        let gone = self.leases.iter().filter(|(_, lease)| lease.is_closed()).map(|(&number, _)| number);
+        let given_up = self.replies.iter().filter(|(_, reply)| reply.is_closed()).map(|(&number, _)| number);
+        for number in gone.chain(given_up).collect::<Vec<u64>>() {
+            self.leases.remove(&number);
+            self.replies.remove(&number);
+            // Of a command that was no join this means nothing.
+            self.input(Input::Left { request: Request(number) });
         }
     }
 
@@ -161,7 +193,7 @@ impl Supervisor<'_> {
     }
 }
 
-pub(super) fn in_words(answer: &Answer) -> Text {
+fn in_words(answer: &Answer) -> Text {
     match answer {
         Answer::Done | Answer::Admitted => Text::text("done\n"),
         Answer::Loaded { added, restarted, adapted, removed } => {
