@@ -40,6 +40,8 @@ pub struct RunOptions<'a> {
     pub render: fn(&Certificate) -> String,
     /// Print nothing about the end.
     pub quiet: bool,
+    /// Keep the certificate in the store.
+    pub store: bool,
 }
 
 /// How a run ended.

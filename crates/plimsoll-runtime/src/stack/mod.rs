@@ -6,6 +6,7 @@
 //! is killed the supervisor stops everything. When both are, the next plimsoll of any verb sweeps.
 
 pub mod journal;
+mod kept;
 mod output;
 mod replica;
 mod supervisor;

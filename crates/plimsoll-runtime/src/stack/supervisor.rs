@@ -27,7 +27,7 @@ use plimsoll_kernel::cgroup::{Found, teardown};
 use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::host::machine_memory;
 use plimsoll_kernel::procfs::{CpuTimes, parse_cpu_times, parse_loadavg, parse_pressure, read_file};
-use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
+use plimsoll_kernel::signal::{SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Wait};
 use plimsoll_model::ending::RootExit;
 use plimsoll_model::stack::ServiceSpec;
@@ -41,6 +41,7 @@ use super::journal::Journal;
 use super::output::Logs;
 use super::replica::{Ground, Replica};
 use crate::front::boot_id;
+use crate::keeper::kill_tagged;
 use errands::Errand;
 
 /// Questions that wait for the loop; more are told that nobody answers.
@@ -85,6 +86,7 @@ pub(super) struct Supervisor<'o> {
     id: RunId,
     budget: Boundary,
     found: Found,
+    reports: PathBuf,
     registration: Registration,
     mask: SignalSet,
     null: OwnedFd,
@@ -145,9 +147,6 @@ impl<'o> Supervisor<'o> {
         let mut random = [0; 4];
         let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
         let id = RunId::new(wall.as_millisecond().unsigned_abs(), u32::from_ne_bytes(random));
-        let Some(parent) = options.found.parent.clone() else {
-            return Err(format!("services are held by groups, and none can be had here: {}", options.found.reason));
-        };
         let total = options.spec.budget.bytes(options.total);
         // No swap beyond it where that can be said; one replica goes at the kernel's choice, never all.
         let limits = Limits {
@@ -191,7 +190,16 @@ impl<'o> Supervisor<'o> {
                 return Err(undo(registration, why));
             }
         };
-        let found = Found { parent: Some(parent.below(id.as_str())), ..options.found.clone() };
+        let parent = options.found.parent.as_ref().map(|parent| parent.below(id.as_str()));
+        let found = Found { parent, ..options.found.clone() };
+        let reports = options.runtime_dir.join("reports");
+        // Of a supervisor that was killed: nobody reads them any more.
+        let _ = std::fs::remove_dir_all(&reports);
+        let _ = std::fs::remove_dir_all(options.runtime_dir.join("stages"));
+        if let Err(error) = std::fs::create_dir_all(&reports) {
+            let _ = budget.remove();
+            return Err(undo(registration, format!("{}: {error}", reports.display())));
+        }
         Ok(Self {
             stack: Stack::new(options.total, options.cores),
             options,
@@ -200,6 +208,7 @@ impl<'o> Supervisor<'o> {
             id,
             budget,
             found,
+            reports,
             registration,
             mask,
             null,
@@ -409,7 +418,7 @@ impl<'o> Supervisor<'o> {
                 self.dying.push(dying);
                 continue;
             }
-            let root = dying.replica.root.pid;
+            let root = dying.replica.child();
             let mut others = Vec::new();
             let gone = dying.replica.kill(ONE_TRY, || {
                 let mut found = None;
@@ -436,8 +445,8 @@ impl<'o> Supervisor<'o> {
     }
 
     fn buried(&mut self, replica: Replica) {
-        let (root, instance) = (replica.root.pid, replica.instance.clone());
-        self.roots.remove(&root);
+        let instance = replica.instance.clone();
+        self.roots.remove(&replica.child());
         self.forget_errands(&instance);
         let Some(ended) = replica.finish() else { return };
         let certificate = &ended.certificate;
@@ -563,8 +572,7 @@ impl Supervisor<'_> {
             Effect::Stop { instance, signal: number, decision, .. } => {
                 if let Some(replica) = self.replicas.get_mut(&instance) {
                     replica.decision.get_or_insert(decision);
-                    let _ = signal::send(replica.root.pid, number);
-                    let _ = signal::send(replica.root.pid, Signal::CONT.as_raw());
+                    replica.ask_to_end(number);
                 }
             }
             Effect::Kill { instance, decision } => {
@@ -610,6 +618,7 @@ impl Supervisor<'_> {
         Ground {
             found: &self.found,
             tag: self.id.as_str(),
+            reports: &self.reports,
             mask: self.mask,
             null: self.null.as_fd(),
             lock: self.registration.as_fd(),
@@ -637,7 +646,7 @@ impl Supervisor<'_> {
         let _ = watch(replica.oom_events.as_ref(), token | 1, notices);
         self.tokens.insert(token, instance.clone());
         let pid = replica.root.pid;
-        self.roots.insert(pid, instance.clone());
+        self.roots.insert(replica.child(), instance.clone());
         self.replicas.insert(instance.clone(), replica);
         self.input(Input::Started { instance, pid, port });
     }
@@ -783,12 +792,16 @@ impl Supervisor<'_> {
 
     fn close(mut self) {
         self.journal.save();
-        let Self { gateway, budget, registration, options, .. } = self;
+        let Self { gateway, budget, registration, options, id, .. } = self;
         gateway.stop(CLOSING);
         let dirs = budget.directories();
-        teardown::kill_until_empty(&dirs, || while spawn::wait_any().is_some() {});
+        let reap = || while spawn::wait_any().is_some() {};
+        teardown::kill_until_empty(&dirs, reap);
+        // Hooks and alerts' commands that still run, and where there are no groups whoever they started.
+        kill_tagged(id.as_str(), reap);
         let _ = budget.remove();
         let _ = std::fs::remove_dir_all(options.runtime_dir.join("stages"));
+        let _ = std::fs::remove_dir_all(options.runtime_dir.join("reports"));
         let _ = registration.remove();
     }
 }

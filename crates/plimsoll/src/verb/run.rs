@@ -29,7 +29,7 @@ const SAY_WAITING: Duration = Duration::from_secs(1);
 
 pub(crate) fn main(args: &RunArgs, paths: &Paths) -> Result<ExitCode, Fault> {
     let request = interpret(args, Machine::look(args), |key| std::env::var_os(key))?;
-    let RunRequest { spec, report, quiet, join, swap_asked_for } = request;
+    let RunRequest { spec, report, quiet, kept, join, swap_asked_for } = request;
     // Held until the end.
     let _room = if join { Some(ask_for_room(&spec, paths)?) } else { None };
     let parent = std::env::var("PLIMSOLL_CGROUP_PARENT").ok();
@@ -60,6 +60,7 @@ pub(crate) fn main(args: &RunArgs, paths: &Paths) -> Result<ExitCode, Fault> {
         secrets,
         render: render::three_lines,
         quiet,
+        store: !kept,
     };
     let ended = plimsoll_runtime::run(&spec, &found, &options).map_err(|error| refused(&spec, &error))?;
     if !ended.text.is_empty() {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use plimsoll_config::Severity;
 use plimsoll_gateway::control::Command;
-use plimsoll_kernel::cgroup;
+use plimsoll_kernel::cgroup::{self, Found};
+use plimsoll_model::Limits;
 use plimsoll_model::spec::BoundaryChoice;
 use plimsoll_model::stack::StackSpec;
 use plimsoll_runtime::stack::{StackOptions, up};
@@ -46,12 +47,7 @@ pub(crate) fn up_main(args: &UpArgs, paths: &Paths) -> Result<ExitCode, Fault> {
     let parent = std::env::var("PLIMSOLL_CGROUP_PARENT").ok();
     let found = cgroup::probe(BoundaryChoice::Auto, parent.as_deref())
         .map_err(|error| failed(error.to_string(), "name a group that was given to this user"))?;
-    if found.parent.is_none() {
-        return Err(failed(
-            format!("services are held by groups, and none can be had here: {}", found.reason),
-            "run it as root or with a delegated group; `plimsoll doctor` tells more",
-        ));
-    }
+    can_hold(&spec, &found)?;
     let cannot = |error: plimsoll_store::PathsError| failed(error.to_string(), error.help());
     let state_dir = paths.make_state().map_err(cannot)?.to_owned();
     let runtime_dir = paths.make_runtime().map_err(cannot)?.to_owned();
@@ -61,7 +57,13 @@ pub(crate) fn up_main(args: &UpArgs, paths: &Paths) -> Result<ExitCode, Fault> {
     let directory = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
     let options = StackOptions {
         spec: Arc::new(spec),
-        reload: Box::new(move || load(&file).map(Arc::new).map_err(|fault| fault.message)),
+        reload: Box::new({
+            let found = found.clone();
+            move || {
+                let spec = load(&file).and_then(|spec| can_hold(&spec, &found).map(|()| spec));
+                spec.map(Arc::new).map_err(|fault| fault.message)
+            }
+        }),
         directory,
         found,
         total,
@@ -72,6 +74,36 @@ pub(crate) fn up_main(args: &UpArgs, paths: &Paths) -> Result<ExitCode, Fault> {
         say: Box::new(|line| output::error(&format!("plimsoll: {line}"))),
     };
     up(options).map(ExitCode::from).map_err(|why| failed(why, "`plimsoll doctor` tells what this machine gives us"))
+}
+
+/// Whether every limit that the file asks for can be put in force here.
+fn can_hold(spec: &StackSpec, found: &Found) -> Result<(), Fault> {
+    for (name, service) in &spec.services {
+        let limits = Limits {
+            memory: service.mem_limit,
+            memory_swap: service.memswap_limit,
+            cpu_micros: service.cpu_micros,
+            pids: service.pids_limit,
+            ..Limits::default()
+        };
+        if let Some((option, why)) = cgroup::probe::unsupported(found, &limits, service.memswap_limit.is_some()) {
+            let key = match option {
+                "--memory-swap" => "memswap_limit",
+                "--cpus" => "cpus",
+                "--pids-limit" => "pids_limit",
+                other => other,
+            };
+            return Err(Fault {
+                code: USAGE,
+                message: format!(
+                    "service {name}: {key} cannot be enforced on the {} tier: {why}",
+                    found.boundary.as_str()
+                ),
+                help: format!("leave {key} out; `plimsoll doctor` tells why this is the tier: {}", found.reason),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Reads the file; its mistakes are shown, and so is what is strange in it.
