@@ -48,9 +48,6 @@ impl Stack {
             return;
         }
         service.has_started = true;
-        if spec.healthcheck.is_none() {
-            effects.push(Effect::Emit(Event::Healthy { instance: instance.clone() }));
-        }
     }
 
     pub(super) fn start_failed(&mut self, instance: &Instance, why: String, effects: &mut Vec<Effect>) {
