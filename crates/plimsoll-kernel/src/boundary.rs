@@ -162,6 +162,29 @@ impl Boundary {
         }
     }
 
+    /// Changes the group's memory limit, without swap beyond it; read back. Without a group there is none to change.
+    ///
+    /// # Errors
+    /// [`KernelError`] names the file and the value that was refused.
+    pub fn change_memory(&self, bytes: u64, on_limit: OnLimit) -> Result<(), KernelError> {
+        match self {
+            Self::V2(group) => group.change_memory(bytes, on_limit),
+            Self::V1(group) => group.change_memory(bytes),
+            Self::Watchdog => Ok(()),
+        }
+    }
+
+    /// A descriptor that tells of memory becoming short: readable when usage crosses one of these marks (v1), POLLPRI
+    /// when members wait for memory (v2 with PSI). `None` where the kernel has neither.
+    #[must_use]
+    pub fn shortage(&self, marks: &[u64]) -> Option<OwnedFd> {
+        match self {
+            Self::V2(group) => group.pressure_events().ok(),
+            Self::V1(group) => group.thresholds(marks).ok(),
+            Self::Watchdog => None,
+        }
+    }
+
     /// OOM kills in the group so far.
     #[must_use]
     pub fn oom_kills(&self) -> Option<u64> {

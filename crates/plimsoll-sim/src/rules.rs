@@ -465,11 +465,6 @@ impl Rules {
                 self.trees.insert(instance.clone(), tree);
             }
             Event::Healthy { instance } => self.tree(instance, "health")?.is_healthy = true,
-            Event::Started { instance, .. } => {
-                // Without a health check it is available as soon as it runs.
-                let is_checked = self.services.get(&instance.service).is_some_and(|s| s.spec.healthcheck.is_some());
-                self.tree(instance, "a start")?.is_healthy = !is_checked;
-            }
             Event::Unhealthy { instance, .. } => self.tree(instance, "no health")?.is_healthy = false,
             Event::Stopping { instance, reason, .. } | Event::Killing { instance, reason } => {
                 let tree = self.tree(instance, "an ending")?;

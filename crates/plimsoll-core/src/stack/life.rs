@@ -48,6 +48,9 @@ impl Stack {
             return;
         }
         service.has_started = true;
+        if spec.healthcheck.is_none() {
+            effects.push(Effect::Emit(Event::Healthy { instance: instance.clone() }));
+        }
     }
 
     pub(super) fn start_failed(&mut self, instance: &Instance, why: String, effects: &mut Vec<Effect>) {

@@ -171,6 +171,33 @@ impl Group {
         Some(Duration::from_micros(self.dir.keyed("cpu.stat", "throttled_usec").ok()?))
     }
 
+    /// Changes the memory limit, with no swap beyond it; read back. What is held above it is reclaimed, or killed.
+    ///
+    /// # Errors
+    /// [`KernelError`] names the file and the value.
+    pub fn change_memory(&self, bytes: u64, on_limit: OnLimit) -> Result<(), KernelError> {
+        let limits = Limits { memory: Some(bytes), memory_swap: Some(bytes), ..Limits::default() };
+        set_limits(&self.dir, &limits, on_limit)
+    }
+
+    /// A descriptor that polls POLLPRI when members waited for memory for a tenth of a second within one, at most once a
+    /// second. Without PSI there is none.
+    ///
+    /// # Errors
+    /// The file that could not be opened, or took no trigger.
+    pub fn pressure_events(&self) -> Result<std::os::fd::OwnedFd, KernelError> {
+        let path = self.dir.file("memory.pressure");
+        let file = open(&path, OFlags::RDWR | OFlags::NONBLOCK)
+            .map_err(|source| KernelError::Read { path: path.clone(), source })?;
+        let trigger = "some 100000 1000000";
+        rustix::io::write(&file, trigger.as_bytes()).map_err(|error| KernelError::Write {
+            path,
+            value: trigger.to_owned(),
+            source: error.into(),
+        })?;
+        Ok(file)
+    }
+
     /// A descriptor that polls POLLPRI when one of the group's memory events happened.
     ///
     /// # Errors

@@ -32,8 +32,10 @@ pub struct StackOptions {
     pub directory: PathBuf,
     /// What this machine gives us.
     pub found: Found,
-    /// Memory of the machine or container, bytes.
+    /// Memory of the machine or container, bytes,
     pub total: u64,
+    /// and what it is when asked again: a container's may change.
+    pub capacity: fn() -> Option<u64>,
     /// Processors.
     pub cores: u32,
     /// Directory of the certificates, the journal and the logs, made already.

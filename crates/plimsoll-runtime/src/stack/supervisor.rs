@@ -69,6 +69,7 @@ const RETRY_PORTS: Duration = Duration::from_secs(1);
 const SIGNALS: u64 = 0;
 const GUARD: u64 = 1;
 const BELL: u64 = 2;
+const SHORTAGE: u64 = 3;
 const FIRST_REPLICA: u64 = 16;
 
 /// What the room that speaks HTTP hands over.
@@ -85,6 +86,10 @@ pub(super) struct Supervisor<'o> {
     todo: VecDeque<Effect>,
     id: RunId,
     budget: Boundary,
+    /// What is in force as its limit, bytes.
+    budget_bytes: u64,
+    /// Tells of memory becoming short in it.
+    shortage: Option<OwnedFd>,
     found: Found,
     reports: PathBuf,
     registration: Registration,
@@ -207,6 +212,8 @@ impl<'o> Supervisor<'o> {
             todo: VecDeque::new(),
             id,
             budget,
+            budget_bytes: total,
+            shortage: None,
             found,
             reports,
             registration,
@@ -287,6 +294,7 @@ impl<'o> Supervisor<'o> {
         self.journal.keep(|name| spec.services.contains_key(name));
         let remembered = self.journal.remembered();
         self.input(Input::Remember(remembered));
+        self.listen_for_shortage();
         self.input(Input::Load { request: None, spec });
         self.perform();
         while !(self.finished && self.replicas.is_empty() && self.dying.is_empty()) {
@@ -336,8 +344,48 @@ impl<'o> Supervisor<'o> {
                         self.answer_word(word);
                     }
                 }
+                SHORTAGE => self.memory_is_short(),
                 token => self.replica_ready(token),
             }
+        }
+    }
+
+    /// Also between two looks the kernel tells when the budget fills up.
+    fn listen_for_shortage(&mut self) {
+        let marks = [70, 80, 90].map(|percent| self.budget_bytes / 100 * percent);
+        self.shortage = self.budget.shortage(&marks);
+        let flags = match self.budget {
+            Boundary::V2(_) => epoll::EventFlags::PRI,
+            _ => epoll::EventFlags::IN,
+        };
+        if let Some(fd) = &self.shortage {
+            let _ = epoll::add(&self.epoll, fd, epoll::EventData::new_u64(SHORTAGE), flags);
+        }
+    }
+
+    fn memory_is_short(&mut self) {
+        if let (Boundary::V1(_), Some(fd)) = (&self.budget, &self.shortage) {
+            let _ = rustix::io::read(fd, &mut [0; 8]);
+        }
+        let all: Vec<Instance> = self.replicas.keys().cloned().collect();
+        self.look(&all);
+    }
+
+    /// What the file, or the machine, says of the budget now is put in force.
+    fn adapt_budget(&mut self) {
+        let bytes = self.snapshot().budget.limit_bytes;
+        if bytes == self.budget_bytes {
+            return;
+        }
+        match self.budget.change_memory(bytes, OnLimit::Largest) {
+            Ok(()) => {
+                self.budget_bytes = bytes;
+                self.trouble("budget", None);
+                if self.shortage.take().is_some() {
+                    self.listen_for_shortage();
+                }
+            }
+            Err(error) => self.trouble("budget", Some(format!("its limit stays as it was: {error}"))),
         }
     }
 
@@ -741,6 +789,11 @@ impl Supervisor<'_> {
     }
 
     fn census(&mut self) {
+        if let Some(total) = (self.options.capacity)().filter(|&total| total != self.options.total) {
+            self.options.total = total;
+            self.input(Input::Capacity(total));
+            self.adapt_budget();
+        }
         let tenth = self.options.total / 10;
         let mut rows = Vec::new();
         for replica in self.replicas.values() {
@@ -759,6 +812,12 @@ impl Supervisor<'_> {
     }
 
     fn emit(&mut self, event: &Event) {
+        // Without a health check it is available as soon as it runs: nobody has found it healthy.
+        if let Event::Healthy { instance } = event
+            && self.options.spec.services.get(&*instance.service).is_some_and(|spec| spec.healthcheck.is_none())
+        {
+            return;
+        }
         if let Some(counter) = event.counter() {
             *self.counters.entry(counter).or_default() += 1;
         }
@@ -780,6 +839,7 @@ impl Supervisor<'_> {
                 self.options.spec = spec.clone();
                 let request = Some(self.request(reply));
                 self.input(Input::Load { request, spec });
+                self.adapt_budget();
             }
             Err(why) => {
                 self.note_all(&format!("the file is not taken, nothing is changed: {why}"));

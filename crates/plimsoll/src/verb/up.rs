@@ -67,6 +67,7 @@ pub(crate) fn up_main(args: &UpArgs, paths: &Paths) -> Result<ExitCode, Fault> {
         directory,
         found,
         total,
+        capacity: || super::health::here().map(|(_, usage)| usage.limit_bytes),
         cores: std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
         state_dir,
         runtime_dir,

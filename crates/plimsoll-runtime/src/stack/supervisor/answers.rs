@@ -79,7 +79,7 @@ impl Supervisor<'_> {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
+    pub(super) fn snapshot(&self) -> Snapshot {
         self.stack.snapshot(self.now())
     }
 
@@ -204,7 +204,7 @@ fn in_words(answer: &Answer) -> Text {
             let text =
                 [list("added", added), list("replaced", restarted), list("adapted", adapted), list("removed", removed)];
             let text = text.concat();
-            Text::text(if text.is_empty() { "nothing has changed\n".to_owned() } else { text })
+            Text::text(if text.is_empty() { "no service has changed\n".to_owned() } else { text })
         }
         Answer::Refused(why) => {
             let (status, retry_after_s) = match why {
