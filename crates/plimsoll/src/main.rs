@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Verb::Schema(_) => Ok(verb::schema::main()),
         Verb::Init(args) => verb::init::main(&args),
         Verb::Up(args) => verb::up::up_main(&args, &paths),
-        Verb::Down(_) => verb::control::tell(&paths, &Command::Down),
+        Verb::Down(_) => verb::control::down(&paths),
         Verb::Status(args) => verb::status::status(&args, &paths),
         Verb::Ps(args) => verb::status::ps(&args, &paths),
         Verb::Logs(args) => verb::control::logs(&args, &paths),

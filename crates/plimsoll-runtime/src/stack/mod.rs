@@ -5,8 +5,10 @@
 //! the guard, which hears of it by the end of a socket, sweeps the rest by the budget's group and the tag. When the guard
 //! is killed the supervisor stops everything. When both are, the next plimsoll of any verb sweeps.
 
+pub mod detached;
 pub mod journal;
 mod kept;
+mod notify;
 mod output;
 mod replica;
 mod supervisor;
@@ -18,6 +20,7 @@ use plimsoll_kernel::cgroup::Found;
 use plimsoll_kernel::signal::{SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Fork, Wait};
 use plimsoll_model::stack::StackSpec;
+use plimsoll_store::Occupied;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use supervisor::Supervisor;
@@ -44,8 +47,12 @@ pub struct StackOptions {
     pub runtime_dir: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// The state directory is ours.
+    pub occupied: Occupied,
     /// Takes a line for the operator.
     pub say: Box<dyn FnMut(&str)>,
+    /// Called once the start is over.
+    pub started: Box<dyn FnMut()>,
 }
 
 /// Runs a stack until it is down. This process must have a single thread.

@@ -8,6 +8,9 @@
 
 mod answers;
 mod errands;
+mod exposition;
+mod metrics;
+mod standing;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -43,6 +46,8 @@ use super::replica::{Ground, Replica};
 use crate::front::boot_id;
 use crate::keeper::kill_tagged;
 use errands::Errand;
+use metrics::Sums;
+use standing::Standing;
 
 /// Questions that wait for the loop; more are told that nobody answers.
 const QUESTIONS: usize = 64;
@@ -114,7 +119,8 @@ pub(super) struct Supervisor<'o> {
     next_request: u64,
     events: Vec<Stream>,
     followers: Vec<(Option<String>, Stream)>,
-    counters: BTreeMap<&'static str, u64>,
+    sums: Sums,
+    standing: Standing,
     cpu_times: Option<CpuTimes>,
     io_wait_percent: Option<f64>,
     /// What goes wrong at this moment beside the services themselves, by what it is about.
@@ -236,7 +242,8 @@ impl<'o> Supervisor<'o> {
             next_request: 1,
             events: Vec::new(),
             followers: Vec::new(),
-            counters: BTreeMap::new(),
+            sums: Sums::default(),
+            standing: Standing::new(),
             cpu_times: None,
             io_wait_percent: None,
             troubles: BTreeMap::new(),
@@ -297,6 +304,7 @@ impl<'o> Supervisor<'o> {
         self.listen_for_shortage();
         self.input(Input::Load { request: None, spec });
         self.perform();
+        self.tell_how_it_stands();
         while !(self.finished && self.replicas.is_empty() && self.dying.is_empty()) {
             self.wait(signals, guard);
             self.end_slow_errands();
@@ -307,6 +315,7 @@ impl<'o> Supervisor<'o> {
                 self.input(Input::Tick);
             }
             self.perform();
+            self.tell_how_it_stands();
         }
         self.close();
         Ok(())
@@ -318,7 +327,11 @@ impl<'o> Supervisor<'o> {
         let errands = self.errands.values().map(|errand| errand.deadline);
         // Nobody rings when a guest hangs up.
         let guests = (!self.leases.is_empty() || !self.replies.is_empty()).then(|| now.after(LOOK_FOR_GUESTS));
-        let others = errands.chain(guests).chain(self.dying.iter().map(|dying| dying.again)).chain(self.retry_ports);
+        let others = errands
+            .chain(guests)
+            .chain(self.dying.iter().map(|dying| dying.again))
+            .chain(self.retry_ports)
+            .chain(self.standing.due());
         for at in others {
             let left = at.since(now);
             due = Some(due.map_or(left, |due| due.min(left)));
@@ -496,8 +509,10 @@ impl<'o> Supervisor<'o> {
         let instance = replica.instance.clone();
         self.roots.remove(&replica.child());
         self.forget_errands(&instance);
+        self.sums.bury(&replica);
         let Some(ended) = replica.finish() else { return };
         let certificate = &ended.certificate;
+        self.sums.add_survivors(u64::from(certificate.tree.survivors));
         let end = End {
             cause: certificate.cause,
             code: certificate.exit.code,
@@ -818,9 +833,7 @@ impl Supervisor<'_> {
         {
             return;
         }
-        if let Some(counter) = event.counter() {
-            *self.counters.entry(counter).or_default() += 1;
-        }
+        self.sums.hear(event);
         let row = self.journal.write(event);
         self.events.retain(|stream| stream.send(format!("data: {row}\n\n")));
         let text = event.to_string();
@@ -834,6 +847,7 @@ impl Supervisor<'_> {
     }
 
     fn reload(&mut self, reply: Option<Reply>) {
+        self.standing.reloading();
         match (self.options.reload)() {
             Ok(spec) => {
                 self.options.spec = spec.clone();
@@ -848,6 +862,7 @@ impl Supervisor<'_> {
                 }
             }
         }
+        self.standing.reloaded();
     }
 
     fn close(mut self) {

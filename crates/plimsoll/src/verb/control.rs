@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use plimsoll_gateway::client::{ClientError, Response, ask};
 use plimsoll_gateway::control::Command;
-use plimsoll_store::Paths;
+use plimsoll_kernel::clock::Instant;
+use plimsoll_store::{Occupied, OccupiedError, Paths};
 
 use crate::fault::Fault;
 use crate::output;
@@ -107,6 +108,19 @@ pub(crate) fn tell(paths: &Paths, command: &Command) -> Result<ExitCode, Fault> 
         message: said.trim_end().to_owned(),
         help: "`plimsoll status` tells how things are".to_owned(),
     })
+}
+
+/// After this nobody waits for the last steps of what has stopped.
+const LAST_STEPS: Duration = Duration::from_secs(10);
+
+/// Stops everything, and waits until the processes of `up` are gone as well: another `up` may follow at once.
+pub(crate) fn down(paths: &Paths) -> Result<ExitCode, Fault> {
+    let done = tell(paths, &Command::Down)?;
+    let began = Instant::now();
+    while matches!(Occupied::take(paths.state()), Err(OccupiedError::InUse { .. })) && began.elapsed() < LAST_STEPS {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(done)
 }
 
 pub(crate) fn scale(args: &ScaleArgs, paths: &Paths) -> Result<ExitCode, Fault> {

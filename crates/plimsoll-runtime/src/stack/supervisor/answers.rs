@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use plimsoll_core::stack::snapshot::{ServiceRow, Snapshot};
+use plimsoll_core::stack::snapshot::Snapshot;
 use plimsoll_core::stack::{Answer, Command, Input, Name, Refusal, Request};
 use plimsoll_gateway::Told;
 use plimsoll_gateway::control::{self, Answer as Text, Kind, Question, Reply};
-use plimsoll_kernel::procfs::read_file;
 use plimsoll_store::CertificateStore;
 
 use super::{Supervisor, Word};
@@ -28,7 +27,8 @@ impl Supervisor<'_> {
         };
         match question {
             Question::Status => reply.send(Text::json(self.status())),
-            Question::Health | Question::Ready => reply.send(Text::json(self.health())),
+            Question::Health => reply.send(self.health()),
+            Question::Ready => reply.send(self.ready()),
             Question::Metrics => reply.send(Text { kind: Kind::Prometheus, ..Text::text(self.metrics()) }),
             Question::Events => self.events.push(reply.stream(Kind::Events)),
             Question::Processes => reply.send(Text::json(self.processes())),
@@ -86,54 +86,13 @@ impl Supervisor<'_> {
     fn status(&self) -> String {
         let mut value = serde_json::to_value(self.snapshot()).unwrap_or_default();
         if let Some(fields) = value.as_object_mut() {
+            let troubles = self.troubles.iter().map(|(about, why)| serde_json::json!({"about": about, "why": why}));
+            fields.insert("troubles".to_owned(), troubles.collect());
             // Their issues are still to come; the shape is the contract's.
             fields.insert("pools".to_owned(), serde_json::json!([]));
             fields.insert("imports".to_owned(), serde_json::json!([]));
         }
         value.to_string()
-    }
-
-    fn health(&self) -> String {
-        let own = read_file("/proc/self/statm").ok().and_then(|text| {
-            let text = String::from_utf8_lossy(&text).into_owned();
-            text.split_whitespace().nth(1)?.parse::<u64>().ok()
-        });
-        let own = own.unwrap_or(0) * 4096;
-        let all = own + self.budget.usage().unwrap_or(0);
-        let restarts: u64 = self.snapshot().services.iter().map(|row| row.restarts).sum();
-        serde_json::json!({
-            "status": if self.finished { "stopping" } else { "ok" },
-            "memory": {"rss_mb": all as f64 / 1048576.0, "self_rss_mb": own as f64 / 1048576.0},
-            "active_queries": 0,
-            "stats": {"total_requests": 0, "total_errors": 0, "restart_count": restarts},
-            "recovery_attempts": 0,
-        })
-        .to_string()
-    }
-
-    fn metrics(&self) -> String {
-        let snapshot = self.snapshot();
-        let mut text = String::new();
-        let mut family = |name: &str, kind: &str, help: &str, rows: Vec<(String, f64)>| {
-            text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
-            rows.iter().for_each(|(labels, value)| text.push_str(&format!("{name}{labels} {value}\n")));
-        };
-        let each = |value: fn(&ServiceRow) -> f64| {
-            let label = |row: &ServiceRow| format!("{{service=\"{}\",replica=\"{}\"}}", row.name, row.replica);
-            snapshot.services.iter().map(|row| (label(row), value(row))).collect::<Vec<_>>()
-        };
-        let one = |value: u64| vec![(String::new(), value as f64)];
-        family("plimsoll_budget_limit_bytes", "gauge", "What all services may hold.", one(snapshot.budget.limit_bytes));
-        family("plimsoll_budget_used_bytes", "gauge", "What all services hold.", one(snapshot.budget.used_bytes));
-        family("plimsoll_service_memory_bytes", "gauge", "What a replica holds.", each(|row| row.memory_bytes as f64));
-        family("plimsoll_service_limit_bytes", "gauge", "A replica's line.", each(|row| row.limit_bytes as f64));
-        family("plimsoll_service_processes", "gauge", "A replica's processes.", each(|row| f64::from(row.processes)));
-        family("plimsoll_service_restarts_total", "counter", "A replica's restarts.", each(|row| row.restarts as f64));
-        family("plimsoll_service_oom_kills_total", "counter", "Killed for memory.", each(|row| row.oom_kills as f64));
-        for (name, count) in &self.counters {
-            family(name, "counter", "Events of this kind.", one(*count));
-        }
-        text
     }
 
     fn processes(&self) -> String {
