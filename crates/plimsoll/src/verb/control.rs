@@ -35,14 +35,6 @@ pub(crate) struct LogsArgs {
     pub(crate) tail: Option<u64>,
 }
 
-/// Show what happens from now on: starts, ends, stages, alerts; one JSON object a line
-#[derive(Debug, clap::Args)]
-pub(crate) struct EventsArgs {
-    /// Go on until interrupted (always, for now nothing is stored to show)
-    #[arg(short, long)]
-    pub(crate) follow: bool,
-}
-
 /// Restart a service, one replica after the other
 #[derive(Debug, clap::Args)]
 pub(crate) struct RestartArgs {
@@ -82,7 +74,7 @@ fn unreachable_fault(error: &ClientError) -> Fault {
     Fault { code: 1, message: error.to_string(), help: help.to_owned() }
 }
 
-fn get(paths: &Paths, target: &str, patience: Option<Duration>) -> Result<Response, Fault> {
+pub(super) fn get(paths: &Paths, target: &str, patience: Option<Duration>) -> Result<Response, Fault> {
     let response = ask(&paths.control_socket(), "GET", target, patience).map_err(|e| unreachable_fault(&e))?;
     if response.status == 200 {
         return Ok(response);
@@ -91,17 +83,27 @@ fn get(paths: &Paths, target: &str, patience: Option<Duration>) -> Result<Respon
     Err(Fault { code: 1, message: why.trim_end().to_owned(), help: "`plimsoll status` names all services".to_owned() })
 }
 
-pub(crate) fn text(paths: &Paths, target: &str) -> Result<String, Fault> {
-    get(paths, target, Some(PATIENCE))?.text(LONGEST).map_err(|error| unreachable_fault(&error))
+pub(super) fn text(paths: &Paths, target: &str) -> Result<String, Fault> {
+    text_within(paths, target, PATIENCE)
+}
+
+pub(super) fn text_within(paths: &Paths, target: &str, patience: Duration) -> Result<String, Fault> {
+    get(paths, target, Some(patience))?.text(LONGEST).map_err(|error| unreachable_fault(&error))
 }
 
 /// A command, waited for as long as its work takes.
 pub(crate) fn tell(paths: &Paths, command: &Command) -> Result<ExitCode, Fault> {
+    let said = answer_to(paths, command)?;
+    Ok(if said == "done\n" { ExitCode::SUCCESS } else { output::print(&said) })
+}
+
+/// The same; what is answered, in words.
+pub(super) fn answer_to(paths: &Paths, command: &Command) -> Result<String, Fault> {
     let response = ask(&paths.control_socket(), "POST", &command.target(), None).map_err(|e| unreachable_fault(&e))?;
     let status = response.status;
     let said = response.text(LONGEST).map_err(|error| unreachable_fault(&error))?;
     if status == 200 {
-        return Ok(if said == "done\n" { ExitCode::SUCCESS } else { output::print(&said) });
+        return Ok(said);
     }
     Err(Fault {
         code: 1,
@@ -139,16 +141,11 @@ pub(crate) fn logs(args: &LogsArgs, paths: &Paths) -> Result<ExitCode, Fault> {
     if let Some(tail) = args.tail {
         target.push_str(&format!("&tail={tail}"));
     }
-    copy(get(paths, &target, if args.follow { None } else { Some(PATIENCE) })?, |line| Some(line.to_owned()))
-}
-
-pub(crate) fn events(_: &EventsArgs, paths: &Paths) -> Result<ExitCode, Fault> {
-    let response = get(paths, "/api/v1/events", None)?;
-    copy(response, |line| line.strip_prefix("data: ").map(str::to_owned))
+    copy(get(paths, &target, if args.follow { None } else { Some(PATIENCE) })?)
 }
 
 /// Prints a stream as it comes.
-fn copy(response: Response, keep: impl Fn(&str) -> Option<String>) -> Result<ExitCode, Fault> {
+fn copy(response: Response) -> Result<ExitCode, Fault> {
     let mut reader = response.reader();
     let mut out = std::io::stdout().lock();
     let flush = out.is_terminal();
@@ -159,9 +156,8 @@ fn copy(response: Response, keep: impl Fn(&str) -> Option<String>) -> Result<Exi
             Ok(0) | Err(_) => return Ok(ExitCode::SUCCESS),
             Ok(_) => {}
         }
-        let Some(kept) = keep(&line) else { continue };
         // Whoever read it has gone: that is the end, and no fault.
-        if out.write_all(kept.as_bytes()).and_then(|()| if flush { out.flush() } else { Ok(()) }).is_err() {
+        if out.write_all(line.as_bytes()).and_then(|()| if flush { out.flush() } else { Ok(()) }).is_err() {
             return Ok(ExitCode::SUCCESS);
         }
     }

@@ -86,8 +86,8 @@ impl Supervisor<'_> {
     fn status(&self) -> String {
         let mut value = serde_json::to_value(self.snapshot()).unwrap_or_default();
         if let Some(fields) = value.as_object_mut() {
-            let troubles = self.troubles.iter().map(|(about, why)| serde_json::json!({"about": about, "why": why}));
-            fields.insert("troubles".to_owned(), troubles.collect());
+            let troubles: Vec<String> = self.troubles.iter().map(|(about, why)| format!("{about}: {why}")).collect();
+            fields.insert("troubles".to_owned(), serde_json::json!(troubles));
             // Their issues are still to come; the shape is the contract's.
             fields.insert("pools".to_owned(), serde_json::json!([]));
             fields.insert("imports".to_owned(), serde_json::json!([]));
@@ -105,7 +105,7 @@ impl Supervisor<'_> {
                     .iter()
                     .map(|member| {
                         serde_json::json!({
-                            "pid": member.pid, "parent": member.parent, "depth": member.depth, "name": member.name,
+                            "pid": member.pid, "start_ticks": member.start_ticks, "parent": member.parent, "depth": member.depth, "name": member.name,
                             "memory_bytes": member.memory_bytes,
                         })
                     })
