@@ -13,6 +13,7 @@ pub use question::{Command, Question};
 pub use reply::{Answer, Kind, Reply, Stream};
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::serve::is_ours;
@@ -42,23 +44,30 @@ const HEAD_BYTES: usize = 16 << 10;
 /// Between two heads of a connection, and for the end of one.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 
-/// Serves a door until the thread ends.
-pub(crate) async fn serve(door: Door, answerer: Answerer) {
+/// Serves a door until everything is `leaving`; what was asked before is answered to the end.
+pub(crate) async fn serve(door: Door, answerer: Answerer, leaving: watch::Receiver<bool>) {
     let answerer = Rc::new(answerer);
     let Ok(listening) = door.listening() else { return };
     let door = Rc::new(door);
     let crowd = Rc::new(());
+    let mut over = leaving.clone();
     loop {
-        let accepted = match &listening {
-            Listening::Socket(listener) => listener.accept().await.map(|(stream, _)| {
-                if door.admits(&stream) {
-                    spawn(stream, &door, &answerer, &crowd);
-                }
-            }),
-            Listening::Port(listener) => listener.accept().await.map(|(stream, _)| {
-                let _ = stream.set_nodelay(true);
-                spawn(stream, &door, &answerer, &crowd);
-            }),
+        let accept = async {
+            match &listening {
+                Listening::Socket(listener) => listener.accept().await.map(|(stream, _)| {
+                    if door.admits(&stream) {
+                        spawn(stream, &door, &answerer, &crowd, &leaving);
+                    }
+                }),
+                Listening::Port(listener) => listener.accept().await.map(|(stream, _)| {
+                    let _ = stream.set_nodelay(true);
+                    spawn(stream, &door, &answerer, &crowd, &leaving);
+                }),
+            }
+        };
+        let accepted = tokio::select! {
+            accepted = accept => accepted,
+            _ = over.wait_for(|&is_leaving| is_leaving) => return,
         };
         if accepted.is_err_and(|error| is_ours(&error)) {
             sleep(Duration::from_millis(50)).await;
@@ -67,14 +76,14 @@ pub(crate) async fn serve(door: Door, answerer: Answerer) {
 }
 
 /// Serves one connection, unless there are too many.
-fn spawn<S>(stream: S, door: &Rc<Door>, answerer: &Rc<Answerer>, crowd: &Rc<()>)
+fn spawn<S>(stream: S, door: &Rc<Door>, answerer: &Rc<Answerer>, crowd: &Rc<()>, leaving: &watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     if Rc::strong_count(crowd) > CONNECTIONS {
         return;
     }
-    let (door, answerer, crowd) = (door.clone(), answerer.clone(), crowd.clone());
+    let (door, answerer, crowd, mut leaving) = (door.clone(), answerer.clone(), crowd.clone(), leaving.clone());
     tokio::task::spawn_local(async move {
         let service = service_fn(|request: Request<Incoming>| {
             let (door, answerer) = (door.clone(), answerer.clone());
@@ -82,7 +91,15 @@ where
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_header_size(HEAD_BYTES);
-        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let is_over = tokio::select! {
+            _ = connection.as_mut() => true,
+            _ = leaving.wait_for(|&is_leaving| is_leaving) => false,
+        };
+        if !is_over {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
         drop(crowd);
     });
 }

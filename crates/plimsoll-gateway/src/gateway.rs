@@ -64,6 +64,9 @@ pub enum GatewayError {
     Thread(io::Error),
 }
 
+/// Answers that have begun may take so long to be heard, when everything stops.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 pub(crate) type Hear = Rc<dyn Fn(Told)>;
 
 /// What the thread is to do.
@@ -267,6 +270,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 async fn run(shared: Arc<Shared>, hear: Hear) {
     let mut balancers: BTreeMap<Arc<str>, Rc<Balancer>> = BTreeMap::new();
     let mut closing = tokio::task::JoinSet::new();
+    let (leave, leaving) = watch::channel(false);
     loop {
         shared.bell.notified().await;
         let Tray { orders, routes } = std::mem::take(&mut *shared.tray.lock().unwrap_or_else(PoisonError::into_inner));
@@ -299,12 +303,16 @@ async fn run(shared: Arc<Shared>, hear: Hear) {
                     });
                 }
                 Order::Serve(door, answerer) => {
-                    tokio::task::spawn_local(control::serve(door, answerer));
+                    tokio::task::spawn_local(control::serve(door, answerer, leaving.clone()));
                 }
                 Order::Stop(grace) => {
                     let all = async { while closing.join_next().await.is_some() {} };
                     // The ports have their own deadline, which is this one; a moment more lets them tell.
                     let _ = tokio::time::timeout(grace + Duration::from_secs(1), all).await;
+                    // Whoever was answered hears it: the last answer is often that of `down`.
+                    drop(leaving);
+                    let _ = leave.send(true);
+                    let _ = tokio::time::timeout(LAST_WORDS, leave.closed()).await;
                     return;
                 }
             }

@@ -51,6 +51,18 @@ fn is_ours(dir: &std::path::Path) -> bool {
     dir.file_name().is_some_and(|name| name == "plimsoll") && !is_named
 }
 
+/// Moves this process out of the way where groups are made below a delegated group: a process that forks before it makes
+/// the first one does this before it forks. `None`: there is nothing to do.
+///
+/// # Errors
+/// [`KernelError`] names the file: others are in the delegated group too.
+pub fn enter_leaf(found: &Found) -> Result<Option<v2::Leaf>, KernelError> {
+    match &found.parent {
+        Some(Parent::V2 { delegated: Some(delegated), .. }) => v2::enter_leaf(delegated),
+        _ => Ok(None),
+    }
+}
+
 impl Boundary {
     /// Makes it and puts the limits in force, each one read back. On an error nothing is left behind.
     ///

@@ -1,6 +1,6 @@
 //! Controllers of the unified hierarchy.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plimsoll_model::ending::{Delta, GroupCounters};
@@ -35,7 +35,7 @@ pub struct Group {
 
 /// Our own process was moved into a leaf below a delegated group, so that its controllers could be enabled.
 #[derive(Debug)]
-struct Leaf {
+pub struct Leaf {
     delegated: Dir,
     leaf: Dir,
 }
@@ -83,7 +83,7 @@ impl Group {
         };
         let base = Dir(base.clone());
         let leaf = match delegated {
-            Some(delegated) => enter_leaf(&Dir(delegated.clone()))?,
+            Some(delegated) => enter_leaf(delegated)?,
             None => None,
         };
         let dir = Dir(base.0.join(id));
@@ -126,7 +126,7 @@ impl Group {
 
     /// The directory that the root is cloned into.
     #[must_use]
-    pub fn path(&self) -> &std::path::Path {
+    pub fn path(&self) -> &Path {
         &self.dir.0
     }
 
@@ -290,7 +290,8 @@ fn enable(dir: &Dir) -> Result<(), KernelError> {
 }
 
 /// Below a group delegated to us controllers can only be enabled when no process is in it: ours goes into a leaf.
-fn enter_leaf(delegated: &Dir) -> Result<Option<Leaf>, KernelError> {
+pub(crate) fn enter_leaf(delegated: &Path) -> Result<Option<Leaf>, KernelError> {
+    let delegated = &Dir(delegated.to_owned());
     if enable(delegated).is_ok() {
         return Ok(None);
     }
@@ -305,8 +306,8 @@ fn enter_leaf(delegated: &Dir) -> Result<Option<Leaf>, KernelError> {
 }
 
 impl Leaf {
-    /// Back into the delegated group: its controllers must be off again first.
-    fn leave(&self) {
+    /// Back into the delegated group, by the last one that is in the leaf: its controllers must be off again first.
+    pub fn leave(&self) {
         let off: Vec<String> = CONTROLLERS.iter().map(|name| format!("-{name}")).collect();
         // Another run of ours may still need them; then we stay, and the last one clears up.
         if self.delegated.write("cgroup.subtree_control", &off.join(" ")).is_ok() {

@@ -16,6 +16,7 @@ mod supervisor;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use plimsoll_kernel::boundary;
 use plimsoll_kernel::cgroup::Found;
 use plimsoll_kernel::signal::{SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Fork, Wait};
@@ -64,6 +65,8 @@ pub fn up(mut options: StackOptions) -> Result<u8, String> {
     let signals = supervisor::signals();
     let mask = signals.block().map_err(words)?;
     spawn::become_subreaper().map_err(words)?;
+    // Before there are two: a delegated group can only be divided when nobody is in it.
+    let leaf = boundary::enter_leaf(&options.found).map_err(words)?;
     let (ours, theirs) = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::SEQPACKET,
@@ -79,7 +82,11 @@ pub fn up(mut options: StackOptions) -> Result<u8, String> {
         }
         Fork::Parent(supervisor) => {
             drop(theirs);
-            Ok(guard(&options, &signals, &ours, supervisor))
+            let code = guard(&options, &signals, &ours, supervisor);
+            if let Some(leaf) = leaf {
+                leaf.leave();
+            }
+            Ok(code)
         }
     }
 }
@@ -113,7 +120,10 @@ fn guard(options: &StackOptions, signals: &SignalSet, supervisor_end: &std::os::
         let gone = !fds[0].revents().is_empty();
         drop(fds);
         while let Some(received) = signals.as_ref().and_then(SignalFd::next) {
-            if received.signal != rustix::process::Signal::CHILD.as_raw() {
+            if received.signal == rustix::process::Signal::CHILD.as_raw() {
+                // As process 1 of a container it gets the orphans of whoever was let in (`docker exec`).
+                spawn::reap_adopted(supervisor);
+            } else {
                 let _ = plimsoll_kernel::signal::send(supervisor, received.signal);
             }
         }

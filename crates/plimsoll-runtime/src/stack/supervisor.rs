@@ -867,6 +867,11 @@ impl Supervisor<'_> {
 
     fn close(mut self) {
         self.journal.save();
+        // Whoever listens on hears the end, and what is not answered will not be.
+        self.events.clear();
+        self.followers.clear();
+        self.replies.clear();
+        self.leases.clear();
         let Self { gateway, budget, registration, options, id, .. } = self;
         gateway.stop(CLOSING);
         let dirs = budget.directories();

@@ -68,9 +68,6 @@ impl Sums {
         if let Event::Ended { cause, .. } = event {
             *self.ends.entry(cause.as_str()).or_default() += 1;
         }
-        if let Event::StartFailed { .. } = event {
-            *self.ends.entry(Cause::StartFailed.as_str()).or_default() += 1;
-        }
         let counter = match event {
             Event::Stopping { .. } => Some("plimsoll_stops_total"),
             event => event.counter(),
@@ -376,7 +373,6 @@ mod tests {
         sums.hear(&Event::GoingDown);
         let starts = ("plimsoll_starts_total", Name::from("api"));
         assert_eq!((sums.by_service[&starts], sums.events["plimsoll_loads_total"]), (2, 1));
-        assert_eq!(sums.ends["start_failed"], 1);
         let service = Name::from("api");
         assert_eq!(sums.growing("plimsoll_x_total", &service, 5.0), 5.0);
         assert_eq!(sums.growing("plimsoll_x_total", &service, 3.0), 5.0, "it takes nothing back");
