@@ -23,6 +23,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::serve::is_ours;
@@ -42,23 +43,51 @@ const HEAD_BYTES: usize = 16 << 10;
 /// Between two heads of a connection, and for the end of one.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 
-/// Serves a door until the thread ends.
-pub(crate) async fn serve(door: Door, answerer: Answerer) {
+/// What all doors of a thread have in common: when it ends, and who is still in it.
+#[derive(Clone)]
+pub(crate) struct House {
+    ending: watch::Receiver<bool>,
+    /// A clone for everybody who has something to finish.
+    busy: Rc<()>,
+}
+
+impl House {
+    pub(crate) fn new(ending: watch::Receiver<bool>) -> Self {
+        Self { ending, busy: Rc::new(()) }
+    }
+
+    /// Waits until answers that were given are written, once the end was told.
+    pub(crate) async fn emptied(&self) {
+        while Rc::strong_count(&self.busy) > 1 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// Serves a door until the house's end.
+pub(crate) async fn serve(door: Door, answerer: Answerer, mut house: House) {
     let answerer = Rc::new(answerer);
     let Ok(listening) = door.listening() else { return };
     let door = Rc::new(door);
     let crowd = Rc::new(());
+    let inside = house.clone();
     loop {
-        let accepted = match &listening {
-            Listening::Socket(listener) => listener.accept().await.map(|(stream, _)| {
-                if door.admits(&stream) {
-                    spawn(stream, &door, &answerer, &crowd);
-                }
-            }),
-            Listening::Port(listener) => listener.accept().await.map(|(stream, _)| {
-                let _ = stream.set_nodelay(true);
-                spawn(stream, &door, &answerer, &crowd);
-            }),
+        let come = async {
+            match &listening {
+                Listening::Socket(listener) => listener.accept().await.map(|(stream, _)| {
+                    if door.admits(&stream) {
+                        spawn(stream, &door, &answerer, &crowd, inside.clone());
+                    }
+                }),
+                Listening::Port(listener) => listener.accept().await.map(|(stream, _)| {
+                    let _ = stream.set_nodelay(true);
+                    spawn(stream, &door, &answerer, &crowd, inside.clone());
+                }),
+            }
+        };
+        let accepted = tokio::select! {
+            accepted = come => accepted,
+            _ = house.ending.wait_for(|is_ending| *is_ending) => return,
         };
         if accepted.is_err_and(|error| is_ours(&error)) {
             sleep(Duration::from_millis(50)).await;
@@ -67,7 +96,7 @@ pub(crate) async fn serve(door: Door, answerer: Answerer) {
 }
 
 /// Serves one connection, unless there are too many.
-fn spawn<S>(stream: S, door: &Rc<Door>, answerer: &Rc<Answerer>, crowd: &Rc<()>)
+fn spawn<S>(stream: S, door: &Rc<Door>, answerer: &Rc<Answerer>, crowd: &Rc<()>, mut house: House)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -82,8 +111,17 @@ where
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_header_size(HEAD_BYTES);
-        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
-        drop(crowd);
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            biased;
+            _ = connection.as_mut() => {}
+            _ = house.ending.wait_for(|is_ending| *is_ending) => {
+                // No further question; an answer that was given is written, that of `down` above all.
+                connection.as_mut().graceful_shutdown();
+                let _ = connection.await;
+            }
+        }
+        drop((crowd, house));
     });
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::balancer::{Backend, Balancer, Phase};
-use crate::control::{self, Answerer, Door, Question, Reply};
+use crate::control::{self, Answerer, Door, House, Question, Reply};
 use crate::counters::Counters;
 use crate::limits::Limits;
 use crate::serve;
@@ -240,6 +240,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 async fn run(shared: Arc<Shared>, hear: Hear) {
     let mut balancers: BTreeMap<Arc<str>, Rc<Balancer>> = BTreeMap::new();
     let mut closing = tokio::task::JoinSet::new();
+    let (end, ending) = watch::channel(false);
+    let house = House::new(ending);
     loop {
         shared.bell.notified().await;
         let Tray { orders, routes } = std::mem::take(&mut *shared.tray.lock().unwrap_or_else(PoisonError::into_inner));
@@ -272,12 +274,15 @@ async fn run(shared: Arc<Shared>, hear: Hear) {
                     });
                 }
                 Order::Serve(door, answerer) => {
-                    tokio::task::spawn_local(control::serve(door, answerer));
+                    tokio::task::spawn_local(control::serve(door, answerer, house.clone()));
                 }
                 Order::Stop(grace) => {
                     let all = async { while closing.join_next().await.is_some() {} };
                     // The ports have their own deadline, which is this one; a moment more lets them tell.
                     let _ = tokio::time::timeout(grace + Duration::from_secs(1), all).await;
+                    // Whoever was answered gets to read it.
+                    let _ = end.send(true);
+                    let _ = tokio::time::timeout(grace.min(Duration::from_secs(1)), house.emptied()).await;
                     return;
                 }
             }

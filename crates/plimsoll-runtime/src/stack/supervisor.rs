@@ -779,7 +779,9 @@ impl Supervisor<'_> {
 
     fn close(mut self) {
         self.journal.save();
-        let Self { gateway, budget, registration, options, .. } = self;
+        let Self { gateway, budget, registration, options, events, followers, replies, words, .. } = self;
+        // Streams end here, and nobody waits for an answer that will not come.
+        drop((events, followers, replies, words));
         gateway.stop(CLOSING);
         let dirs = budget.directories();
         teardown::kill_until_empty(&dirs, || while spawn::wait_any().is_some() {});
