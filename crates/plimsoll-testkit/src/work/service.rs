@@ -41,8 +41,8 @@ pub(super) fn mark(args: &[String]) -> ExitCode {
     ExitCode::from(9)
 }
 
-/// Holds `--bytes`, prints `holding`, and lets go when SIGUSR1 comes (`--until FILE`: grows on at `--rate` until there is
-/// that file, then holds what it has).
+/// Holds `--bytes`, prints `holding`, and lets go when SIGUSR1 comes. (`--from FILE --until FILE`: as soon as there is the
+/// first file it grows at `--rate`, until there is the second one.)
 pub(super) fn hold(args: &[String]) {
     let set = SignalSet::of(&[10]);
     let _ = set.block();
@@ -51,6 +51,10 @@ pub(super) fn hold(args: &[String]) {
     println!("holding");
     if let Some(until) = argument(args, "--until") {
         let rate = argument(args, "--rate").map_or(1 << 20, |text| size(&text));
+        let from = argument(args, "--from").expect("--from");
+        while !Path::new(&from).exists() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         while !Path::new(&until).exists() {
             held.push(vec![1u8; 1 << 20]);
             std::thread::sleep(Duration::from_secs_f64((1 << 20) as f64 / rate as f64));
@@ -86,7 +90,9 @@ fn answer(stream: &TcpStream, sick: Option<&str>) -> Option<()> {
     let mut first = String::new();
     reader.read_line(&mut first).ok().filter(|&count| count > 0)?;
     let mut line = String::new();
+    let mut is_last = false;
     while reader.read_line(&mut line).ok()? > 2 {
+        is_last |= line.trim().eq_ignore_ascii_case("connection: close");
         line.clear();
     }
     let path = first.split(' ').nth(1)?;
@@ -106,7 +112,7 @@ fn answer(stream: &TcpStream, sick: Option<&str>) -> Option<()> {
     };
     let mut stream = stream;
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    stream.write_all(head.as_bytes()).ok()
+    stream.write_all(head.as_bytes()).ok().filter(|()| !is_last)
 }
 
 /// Asks `http://HOST:PORT/PATH`; 0 is a 200.
