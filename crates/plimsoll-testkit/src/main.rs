@@ -7,6 +7,7 @@
 //! plimsoll-testkit conform   --plimsoll PATH --tier cgroup1|cgroup2|watchdog [--filter TEXT] [--list] [--table]
 //! plimsoll-testkit survive   --plimsoll PATH --tier T --trees N --seed S
 //! plimsoll-testkit inject    --plimsoll PATH --tier T --deaths N --seed S [--guest] [--only CAUSE]
+//! plimsoll-testkit stack     --plimsoll PATH --tier T [--filter TEXT] [--list]
 //! plimsoll-testkit overshoot --plimsoll PATH [--line 256m] [--runs N] [--procs N] [--after 10s]
 //! plimsoll-testkit work      WORKLOAD …
 //! ```
@@ -20,8 +21,10 @@
 
 mod conform;
 mod harness;
+mod http;
 mod inject;
 mod overshoot;
+mod stack;
 mod survive;
 mod work;
 
@@ -38,9 +41,10 @@ fn main() -> ExitCode {
         "conform" => conform::run,
         "survive" => survive::run,
         "inject" => inject::run,
+        "stack" => stack::run,
         "overshoot" => overshoot::run,
         _ => {
-            eprintln!("usage: plimsoll-testkit conform|survive|inject|overshoot|work …");
+            eprintln!("usage: plimsoll-testkit conform|survive|inject|stack|overshoot|work …");
             return ExitCode::from(2);
         }
     };

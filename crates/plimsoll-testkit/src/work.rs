@@ -1,6 +1,8 @@
 //! Workloads that misbehave on command. None outlives two minutes, whatever the test does.
 #![allow(clippy::zombie_processes, reason = "workloads leave zombies and orphans behind on purpose")]
 
+mod service;
+
 use std::os::unix::fs::FileExt;
 use std::process::{Child, ExitCode, Stdio};
 use std::time::Duration;
@@ -55,6 +57,14 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
         }
         "grandchild-hog" => return grandchild_hog(rest),
         "say-signal" => say_signal(),
+        "mark" => return service::mark(rest),
+        "hold" => service::hold(rest),
+        "serve" => service::serve(rest),
+        "get" => return service::get(rest.first().map_or("", String::as_str)),
+        "leavers" => service::leavers(),
+        "die-after" => return service::die_after(rest),
+        "forker" => service::forker(),
+        "chatter" => service::chatter(rest),
         "spin" => spin(Duration::from_millis(number("--ms", 1000))),
         _ => {
             eprintln!("no workload {name}");

@@ -872,7 +872,8 @@ impl Supervisor<'_> {
         self.followers.clear();
         self.replies.clear();
         self.leases.clear();
-        let Self { gateway, budget, registration, options, id, .. } = self;
+        let Self { gateway, budget, registration, options, id, words, .. } = self;
+        drop(words);
         gateway.stop(CLOSING);
         let dirs = budget.directories();
         let reap = || while spawn::wait_any().is_some() {};

@@ -116,7 +116,7 @@ impl Supervisor<'_> {
             job: Job::Own,
             mask: self.mask,
         };
-        launch.start().map_err(|error| error.to_string())
+        launch.start().map_err(|error| format!("{}: {error}", command.first().map_or("", String::as_str)))
     }
 
     pub(super) fn probe(&mut self, instance: Instance, probe: u64, spec: &ServiceSpec, timeout: Duration) {
@@ -193,7 +193,7 @@ impl Supervisor<'_> {
             job: Job::Own,
             mask: self.mask,
         };
-        launch.start().map_err(|error| error.to_string())
+        launch.start().map_err(|error| format!("{}: {error}", command.first().map_or("", String::as_str)))
     }
 }
 
