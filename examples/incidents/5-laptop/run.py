@@ -258,7 +258,7 @@ class Scene:
     """One phase: the laptop, what runs on it, who asks it, and what was seen."""
 
     def __init__(self, plimsoll: str, slow: float, after: bool) -> None:
-        self.plimsoll, self.slow, self.after = plimsoll, slow, after
+        self.plimsoll, self.slow, self.after, self.began = plimsoll, slow, after, time.monotonic()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what is made from here on is also removed
         self.laptop = Laptop()
         self.folder = tempfile.mkdtemp(prefix="plimsoll-laptop-")
@@ -279,6 +279,7 @@ class Scene:
         self.pids: dict[str, int] = {}
         self.ends: dict[str, str] = {}
         self.seen: list[dict[str, int]] = []
+        self.story = ""
         self.acts: list[tuple[int, str]] = []
         self.throttled = 0.0
         self.status: dict = {}
@@ -303,9 +304,13 @@ class Scene:
             self.wait("everything runs", lambda: self.look() and self.is_up())
         for name in [*SERVICES, "desktop"]:
             self.wait(f"{name} answers", lambda: self.is_there(name))
+        self.tell("all run, and requests begin")
         self.observer.start()
         for client in self.clients.values():
             client.start()
+
+    def tell(self, what: str) -> None:
+        print(f"{'after' if self.after else 'before'}: {time.monotonic() - self.began:4.0f} s  {what}", file=sys.stderr, flush=True)
 
     def is_there(self, name: str) -> bool:
         try:
@@ -319,6 +324,7 @@ class Scene:
 
     def fault(self, name: str, what: str, act: str) -> None:
         """Switches it on. What crashes does not answer."""
+        self.tell(f"{name}: {what}")
         self.acts.append((len(self.seen), act))
         try:
             self.clients[name].http("POST", f"/fault?{what}")
@@ -435,10 +441,11 @@ class Scene:
         self.pause(2)
         self.end_load()
         self.look()
-        return self.judge() | self.go_down()
+        promises = self.judge()
+        return promises | self.go_down()
 
     def judge(self) -> dict[str, bool]:
-        self.story = self.ask("explain", "knowledge")
+        self.story = " ".join(self.ask("explain", "knowledge").split("\n\n")[0].split())
         certificate = json.loads(self.ask("explain", "knowledge", "--json") or "{}")
         memory = certificate.get("memory", {})
         cause = (certificate.get("cause"), certificate.get("confidence"))
@@ -519,39 +526,63 @@ def free_ports(count: int) -> list[int]:
 # The table.
 
 HEAD = f"""\
-                   line   peak         re-     requests       slowest
-                    MiB    MiB  kills  starts  answered  lost       s  {'memory over time':<{WIDTH}}"""
+                  line   peak         re-    requests    slowest
+                   MiB    MiB  kills starts  right  lost       s  memory, from start to end"""
 
 
 def table(before: Scene | None, after: Scene | None) -> None:
+    if after:
+        print("L knowledge leaks, R a replica of auth leaks, C evidence crashes, B vector burns, E the worker takes all\n")
     print(HEAD)
     if after:
-        print(f"{'':<{70}}{marks(after)}")
+        print(f"{'':<66}{marks(after)}")
+    scenes = [scene for scene in (before, after) if scene and scene.seen]
     for name in [*SERVICES, "desktop", "laptop"]:
-        scenes = [scene for scene in (before, after) if scene and scene.seen]
-        whole = max([scene.peak(name) for scene in scenes] + [1])
+        whole = LAPTOP if name == "laptop" else max([scene.peak(name) for scene in scenes] + [1])
         for scene in scenes:
-            row(name, scene, LAPTOP if name == "laptop" else whole)
+            row(name, scene, whole)
 
 
 def row(name: str, scene: Scene, whole: int) -> None:
     client = scene.clients.get(name)
-    line = kills = restarts = ""
+    line = kills = starts = ""
     if name == "laptop":
         line, kills = LAPTOP // MIB, scene.laptop_kills
     elif name == "desktop":
         kills = int(scene.desktop_killed)
     elif scene.after:
-        line = "budget" if name == "worker" else scene.rows(name)[0]["limit_bytes"] // MIB if scene.rows(name) else ""
-        kills, restarts = scene.total(name, "oom_kills"), scene.total(name, "restarts")
-        kills = "evicted" if "evicted" in scene.causes(name) else kills
+        line = "budget" if name == "worker" else next((row["limit_bytes"] // MIB for row in scene.rows(name)), "")
+        kills = "evict" if "evicted" in scene.causes(name) else scene.total(name, "oom_kills")
+        starts = scene.total(name, "restarts")
     else:
-        kills, restarts = int(scene.ends.get(name) == "137"), 0
-    numbers = f"{client.answered:>10}{client.lost:>6}{client.slowest:>8.2f}" if client else f"{'':>24}"
+        kills, starts = int(scene.ends.get(name) == "137"), 0
+    numbers = f"{client.answered:>7}{client.lost:>6}{client.slowest:>8.2f}" if client else f"{'':>21}"
     print(
-        f"{name:<10}{'after' if scene.after else 'before':<6}{line:>7}{scene.peak(name) // MIB:>7}{kills:>7}{restarts:>8}"
+        f"{name:<9} {'after' if scene.after else 'before':<6}{line:>6}{scene.peak(name) // MIB:>7}{kills:>7}{starts:>7}"
         f"{numbers}  {bars([seen[name] for seen in scene.seen], whole)}"
     )
+
+
+def stories(before: Scene | None, after: Scene | None) -> list[str]:
+    told = []
+    if before and (killed := [name for name, code in before.ends.items() if code == "137"]):
+        told.append(
+            f"before: the kernel killed {', '.join(killed)}, the largest, which had done nothing; knowledge, which leaks, "
+            f"lives on, and {before.clients[killed[0]].lost} requests are lost."
+        )
+    if after and after.story:
+        agent, vector, jobs = after.seen[-1]["agent"] // MIB, after.clients["vector"], after.clients["worker"]
+        told += [
+            f"after: {after.story}",
+            f"agent: asked at 90 % of its line to keep less, it went from {after.peak('agent') // MIB} to {agent} MiB.",
+            f"vector: stood still in {after.throttled:.0f} % of its periods, its quota being used up; slowest answer "
+            f"{vector.slowest:.2f} s, no kill.",
+            f"worker: best-effort, so that the budget's other members stay; {jobs.answered} jobs are done, and "
+            f"{jobs.waiting} wait in redis until it may come back.",
+        ]
+        told += [f"{name}: {client.lost} lost while it was down ({client.why})"
+                 for name, client in after.clients.items() if client.lost]  # fmt: skip
+    return told
 
 
 def marks(scene: Scene) -> str:
@@ -610,13 +641,8 @@ def main() -> int:
         scenes[after], more = play(plimsoll, args.slow, after)
         promises |= more
     table(scenes.get(False), scenes.get(True))
-    story = getattr(scenes.get(True), "story", "")
-    for line in story.splitlines()[:3]:
-        print(textwrap.fill(line, 94, initial_indent="  ", subsequent_indent="    "))
-    for scene in filter(None, (scenes.get(True),)):
-        for name, client in scene.clients.items():
-            if client.why:
-                print("  WHY", name, client.lost, client.why)
+    for line in stories(scenes.get(False), scenes.get(True)):
+        print(textwrap.fill(line, 94, subsequent_indent="  "))
     broken = [promise for promise, holds in promises.items() if not holds]
     for promise in broken:
         print(f"  FAILED: {promise}")
