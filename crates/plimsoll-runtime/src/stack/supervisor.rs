@@ -261,8 +261,9 @@ impl<'o> Supervisor<'o> {
             rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
                 .map_err(|error| error.to_string())?;
         let bell = Arc::new(bell);
-        epoll::add(&epoll, &*bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
-            .map_err(|e| e.to_string())?;
+        // By edge: each ring wakes once, and nobody has to read the bell.
+        let ring_once = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &*bell, epoll::EventData::new_u64(BELL), ring_once).map_err(|e| e.to_string())?;
         let (say, words) = sync_channel::<Word>(QUESTIONS);
         let ring = move |say: &SyncSender<Word>, bell: &OwnedFd, word: Word| {
             if say.try_send(word).is_ok() {
