@@ -18,8 +18,8 @@ from html import escape
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-WIDTH, HEIGHT = 8.4, 18.0
-SIZE = 14
+WIDTH, HEIGHT = 9, 19
+SIZE = 15
 MARGIN = 16
 BACK, FORE = "#10151d", "#d7dee8"
 NAMED = ["#3b4252", "#ff6b6b", "#5fd38d", "#f2c94c", "#6ea8fe", "#c792ea", "#56c8d8", "#d7dee8"]
@@ -85,18 +85,17 @@ RULES = {
 
 def shape(char, x, y, colour):
     """A block or rule as a shape; None is text."""
-    rect = lambda left, top, width, height, opacity=1.0: (
-        f'<rect x="{x + left:.2f}" y="{y + top:.2f}" width="{width:.2f}" height="{height:.2f}" fill="{colour}"'
-        + (f' opacity="{opacity}"' if opacity < 1 else "") + "/>"
+    rect = lambda left, top, width, height: (
+        f'<rect x="{x + left:g}" y="{y + top:g}" width="{width:g}" height="{height:g}" fill="{colour}"/>'
     )
     code = ord(char)
     if 0x2581 <= code <= 0x2588:
         height = HEIGHT * (code - 0x2580) / 8
-        return rect(0, HEIGHT - height, WIDTH + 0.05, height)
-    if 0x2589 <= code <= 0x258F:
-        return rect(0, HEIGHT * 0.2, WIDTH * (0x2590 - code) / 8, HEIGHT * 0.6)
-    if char in "▒░":
-        return rect(0, HEIGHT * 0.2, WIDTH + 0.05, HEIGHT * 0.6, 1.0 if char == "▒" else 0.45)
+        return rect(0, HEIGHT - height, WIDTH, height)
+    if char in "━╸":
+        return rect(0, 6, WIDTH if char == "━" else WIDTH / 2, 8)
+    if char == "╍":
+        return rect(0, 6, 3.5, 8) + rect(4.5, 6, 3.5, 8)
     if char in RULES:
         middle, centre, way = HEIGHT / 2, WIDTH / 2, RULES[char]
         ends = {"h": (0, middle, WIDTH, middle), "v": (centre, 0, centre, HEIGHT), "u": (centre, 0, centre, middle),
@@ -114,7 +113,7 @@ def svg(text, title):
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}">',
         f"<title>{escape(title)}</title>",
         f'<rect width="100%" height="100%" rx="8" fill="{BACK}"/>',
-        f'<g font-family="ui-monospace,\'DejaVu Sans Mono\',Menlo,Consolas,monospace" font-size="{SIZE}" xml:space="preserve">',
+        f'<g font-family="ui-monospace,\'DejaVu Sans Mono\',Menlo,Consolas,monospace" font-size="{SIZE}" shape-rendering="crispEdges">',
     ]
     for number, row in enumerate(rows):
         y = MARGIN + number * HEIGHT
@@ -135,16 +134,14 @@ def svg(text, title):
                 if drawn is None:
                     run += char
                     continue
-                words = run.rstrip()
-                if words.strip():
-                    lead = len(words) - len(words.lstrip())
-                    begin = index - len(run) + lead
-                    words = words.lstrip()
-                    more = (' font-weight="bold"' if bold else "") + (' opacity="0.6"' if faint else "")
-                    more += ' text-decoration="underline"' if under else ""
+                more = (' font-weight="bold"' if bold else "") + (' opacity="0.6"' if faint else "")
+                more += ' text-decoration="underline"' if under else ""
+                # Blanks in a row would be one: each piece stands for itself.
+                for words in re.finditer(r"\S+(?: \S+)*", run):
+                    left = MARGIN + (index - len(run) + words.start()) * WIDTH
                     out.append(
-                        f'<text x="{MARGIN + begin * WIDTH:.2f}" y="{y + HEIGHT * 0.74:.2f}" fill="{fore or FORE}"'
-                        f' textLength="{len(words) * WIDTH:.2f}"{more}>{escape(words)}</text>'
+                        f'<text x="{left:g}" y="{y + 14:g}" fill="{fore or FORE}" textLength="{len(words[0]) * WIDTH:g}"{more}>'
+                        f"{escape(words[0])}</text>"
                     )
                 run = ""
                 if drawn:
@@ -159,19 +156,18 @@ def main():
     environment = dict(os.environ, PLIMSOLL_STATE_DIR=f"{work}/state", PLIMSOLL_RUNTIME_DIR=f"{work}/run", TERM="xterm-256color")
     environment.pop("NO_COLOR", None)
     tmux = lambda *words: subprocess.run(["tmux", "-S", f"{work}/tmux", *words], env=environment, check=True, text=True, capture_output=True).stdout
-    shot = lambda window: tmux("capture-pane", "-p", "-e", "-t", window)
+    shot = lambda window: tmux("capture-pane", "-p", "-e", "-N", "-t", window)
     stack = subprocess.Popen([plimsoll, "up", "-f", str(HERE / "stack")], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         time.sleep(20)
         tmux("-f", "/dev/null", "new-session", "-d", "-s", "top", "-x", "110", "-y", "34", f"{plimsoll} top")
-        tmux("set-option", "-g", "default-terminal", "tmux-256color")
         time.sleep(1)
         tmux("send-keys", "-t", "top", "j", "j")
-        time.sleep(float(os.environ.get("SECONDS_OF_TOP", "60")))
+        time.sleep(float(os.environ.get("SECONDS_OF_TOP", "58")))
         (HERE / "top.svg").write_text(svg(shot("top"), "plimsoll top: nine replicas, one of which grows to its line"))
         tmux("new-window", "-d", "-t", "top", "-n", "status", f"stty cols 80; {plimsoll} status; sleep 60")
         time.sleep(1)
-        text = shot("top:status").rstrip("\n")
+        text = "\n".join(line.rstrip() for line in shot("top:status").rstrip().splitlines())
         (HERE / "status.svg").write_text(svg(text, "plimsoll status: the same stack as a table of 80 columns"))
     finally:
         subprocess.run([plimsoll, "down"], env=environment)

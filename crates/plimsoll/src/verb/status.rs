@@ -28,7 +28,8 @@ const WIDTH: usize = 80;
 Columns: MEMORY is held / line, % of the line; CPU% of one core; THR% share of
 time in which the `cpus` quota stopped it; ATTEMPT restarts in a row / allowed;
 LINE IN until the line is met if it goes on as in the last minute; LAST why
-the run before ended. Columns in which nothing stands are left out.")]
+the run before ended. Columns in which nothing stands are left out; where room
+is short, running ✓ is one that is healthy.")]
 pub(crate) struct StatusArgs {
     /// Print one JSON object
     #[arg(long)]
@@ -107,7 +108,7 @@ fn services(rows: &[ServiceRow]) -> Table {
     let each = |cell: fn(&ServiceRow) -> Cell| rows.iter().map(cell).collect::<Vec<Cell>>();
     let table = Table::new([
         Column::left("SERVICE", each(|row| Cell::new(format!("{}/{}", row.name, row.replica)).tone(Tone::Strong))),
-        Column::left("STATE", each(|row| Cell::new(row.state.as_str()).tone(Tone::of_state(row.state)))),
+        Column::left("STATE", each(view::state)),
         Column::right("MEMORY", each(memory)),
         Column::right("%", each(share)),
         Column::right("CPU%", each(|row| if_running(row, format!("{:.0}", row.cpu_percent)))),
@@ -115,8 +116,8 @@ fn services(rows: &[ServiceRow]) -> Table {
         Column::right("RESTARTS", each(|row| Cell::new(row.restarts.to_string()))),
         Column::right("ATTEMPT", each(view::attempt)),
         Column::left("HEALTH", each(health)),
-        Column::right("LINE IN", each(|row| view::forecast(row.forecast_ms))),
         Column::left("LAST", each(|row| view::cause(row.last_cause))),
+        Column::right("LINE IN", each(|row| view::forecast(row.forecast_ms))),
     ]);
     // The state tells the worst of health, and `top` and --json tell all of it.
     table.fit(
@@ -125,8 +126,9 @@ fn services(rows: &[ServiceRow]) -> Table {
             GiveWay::Short("MEMORY"),
             GiveWay::Short("LAST"),
             GiveWay::Closer,
-            GiveWay::Cut("SERVICE", 16),
+            GiveWay::Short("STATE"),
             GiveWay::Drop("HEALTH"),
+            GiveWay::Cut("SERVICE", 16),
             GiveWay::Drop("THR%"),
             GiveWay::Cut("SERVICE", 7),
         ],
@@ -199,7 +201,7 @@ pub(super) fn notes(view: &View) -> Vec<(Tone, String)> {
         if (scale.current, scale.target, scale.max) != (1, 1, 1) {
             note.push_str(&format!(", {} of {} replicas available", scale.current, scale.target));
         }
-        if scale.min != scale.max {
+        if scale.max != scale.target {
             note.push_str(&format!(" (from {} to {})", scale.min, scale.max));
         }
         notes.push((Tone::Plain, note));

@@ -1,7 +1,7 @@
 //! What a running stack answers about itself, as the views take it: `status`, `ps` and `top` read the same.
 
 use plimsoll_core::stack::Name;
-use plimsoll_core::stack::snapshot::{ServiceRow, Snapshot};
+use plimsoll_core::stack::snapshot::{HealthWord, ServiceRow, Snapshot, State};
 use plimsoll_model::Cause;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -120,6 +120,15 @@ pub(super) fn forecast(ms: Option<u64>) -> Cell {
         Some(ms @ 60_000..600_000) => Cell::new(brief_time(ms)).tone(Tone::Notice),
         Some(ms @ 600_000..86_400_000) => Cell::new(brief_time(ms)),
         _ => Cell::default(),
+    }
+}
+
+/// What it is doing; in short, with what its health check says where that is more.
+pub(super) fn state(row: &ServiceRow) -> Cell {
+    let word = Cell::new(row.state.as_str()).tone(Tone::of_state(row.state));
+    match (row.state, row.health) {
+        (State::Running, HealthWord::Healthy) => word.short("running ✓"),
+        _ => word,
     }
 }
 

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! ⊖ plimsoll  9 of 9 run                         load 1.2 · 14 GiB available
-//! budget ██████████▒▒▒▒░░░░░░  61 %  1.2 GiB of 2 GiB  alert  met in 3m12s
+//! budget ━━━━━━━━━━╍╍╍╍──────  61 %  1.2 GiB of 2 GiB  alert  met in 3m12s
 //! alert: memory > 80%                                         (when there is one)
 //!   SERVICE  STATE    MEMORY                   CPU%  …
-//! ▸ api/1    running  █████▍░░░░  312M/512M      3   …
+//! ▸ api/1    running  ━━━━━╸╍╍──  312M/512M      3   …
 //! ── memory of api/1 ───────  ── memory of all ───────  ── processes ──────────
 //! ── events ────────────────────────────────────────────────────────────────
 //!  ↑↓ select  ⏎ tree  r restart …
@@ -197,27 +197,36 @@ fn title(model: &Model, look: Look, area: Rect, buffer: &mut Buffer) {
     both_ends(Line::from(left), right, area, buffer);
 }
 
+/// Shortest gauge of the budget.
+const LEAST_GAUGE: usize = 16;
+
 fn budget(model: &Model, look: Look, area: Rect, buffer: &mut Buffer) {
     let Some(view) = &model.view else { return };
     let row = &view.stack.budget;
     let share = percent(row.used_bytes, row.limit_bytes);
     let tone = Tone::of_stage(row.stage);
     let mut facts = vec![
-        Span::raw(format!(" {share:>3} %  {} of {}  ", Human(row.used_bytes), Human(row.limit_bytes))),
-        look.span(row.stage.as_str(), tone),
+        Line::from(vec![look.span(format!(" {share:>3} %  "), Tone::Strong), look.span(row.stage.as_str(), tone)]),
+        Line::from(format!("  {} of {}", Human(row.used_bytes), Human(row.limit_bytes))),
     ];
     if let Some(ms) = row.forecast_ms.filter(|&ms| ms < 86_400_000) {
-        facts.push(Span::raw("  met in "));
-        facts.push(Span::styled(brief_time(ms), look.style(view::forecast(Some(ms)).tone)));
+        let time = look.span(brief_time(ms), view::forecast(Some(ms)).tone);
+        facts.push(Line::from(vec![Span::raw("  met in "), time]));
     }
     if row.queued > 0 {
-        facts.push(look.span(format!("  {} wait", row.queued), Tone::Notice));
+        facts.push(Line::from(look.span(format!("  {} waiting", row.queued), Tone::Notice)));
     }
-    facts.push(Span::raw(" "));
-    let facts = Line::from(facts);
     let mut rest = area;
     Line::from(look.span(" budget ", Tone::Strong)).render(take_left(&mut rest, 8), buffer);
-    facts.clone().render(take_right(&mut rest, u16::try_from(facts.width()).unwrap_or(u16::MAX)), buffer);
+    // The bar is seen before any figure is read.
+    let width = |facts: &[Line]| facts.iter().map(Line::width).sum::<usize>() + 1;
+    while width(&facts) + LEAST_GAUGE > rest.width.into() && facts.len() > 1 {
+        facts.pop();
+    }
+    let mut place = take_right(&mut rest, u16::try_from(width(&facts)).unwrap_or(u16::MAX));
+    for fact in &facts {
+        fact.render(take_left(&mut place, u16::try_from(fact.width()).unwrap_or(u16::MAX)), buffer);
+    }
     bar(row.used_bytes, row.admitted_bytes, row.limit_bytes, rest.width.into(), tone, look).render(rest, buffer);
 }
 
@@ -230,22 +239,19 @@ fn take_left(rest: &mut Rect, width: u16) -> Rect {
 
 /// Held, promised beyond that, and free, of a line.
 fn bar(used: u64, promised: u64, line: u64, width: usize, tone: Tone, look: Look) -> Line<'static> {
-    const PARTS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
-    let eighths = |bytes: u64| {
-        let all = width as u128 * 8;
+    let halves = |bytes: u64| {
+        let all = width as u128 * 2;
         usize::try_from((u128::from(bytes) * all / u128::from(line.max(1))).min(all)).unwrap_or(0)
     };
-    let held = eighths(used);
-    let mut full: String = "█".repeat(held / 8);
-    if held % 8 > 0 {
-        full.push(PARTS[held % 8]);
-    }
-    let taken = full.chars().count();
-    let promised = (eighths(promised) / 8).saturating_sub(taken);
+    // Rules and not blocks: those of two rows do not touch.
+    let held = halves(used);
+    let full = "━".repeat(held / 2) + if held % 2 > 0 { "╸" } else { "" };
+    let taken = held.div_ceil(2);
+    let promised = (halves(promised) / 2).saturating_sub(taken);
     Line::from(vec![
         Span::styled(full, look.style(tone)),
-        Span::styled("▒".repeat(promised), look.empty()),
-        Span::styled("░".repeat(width.saturating_sub(taken + promised)), look.empty()),
+        Span::styled("╍".repeat(promised), look.empty()),
+        Span::styled("─".repeat(width - taken - promised), look.empty()),
     ])
 }
 
@@ -269,15 +275,18 @@ fn most_urgent(model: &Model, look: Look) -> Option<Line<'static>> {
 const BAR: &str = "MEMORY";
 const TREND: &str = "TREND";
 
+/// Shortest line over time in the table.
+const TREND_WIDTH: usize = 8;
+
 fn services(model: &Model, look: Look, area: Rect, buffer: &mut Buffer) {
     let rows = model.rows();
     let room = usize::from(area.width).saturating_sub(3);
     let mut table = table(rows, model.place()).fit(room, &ORDER);
     // What is left makes bars longer, and then shows their past.
     let left = room.saturating_sub(table.width());
-    let longer = left.min(12);
+    let longer = if left < TREND_WIDTH + 6 { left.min(12) } else { 4 + (left - TREND_WIDTH - 6) / 2 };
     let bar_at = table.widen(BAR, longer);
-    let trend = left.saturating_sub(longer + 2).min(40);
+    let trend = left.saturating_sub(longer + 2);
     let height = usize::from(area.height).saturating_sub(1);
     let first = first_shown(model.place(), rows.len(), height);
     for (index, mut parts) in table.lines().into_iter().enumerate() {
@@ -291,7 +300,7 @@ fn services(model: &Model, look: Look, area: Rect, buffer: &mut Buffer) {
         let line = Rect { x: area.x + 1, y: area.y + at as u16, width: area.width.saturating_sub(1), height: 1 };
         let Some(row) = index.checked_sub(1).and_then(|index| rows.get(index)) else {
             let mut spans: Vec<Span> = parts.drain(..).map(|(text, tone)| look.span(text, tone)).collect();
-            if trend >= 8 {
+            if trend >= TREND_WIDTH {
                 spans.push(look.span(format!("  {TREND}"), Tone::Faint));
             }
             Line::from(spans).render(line, buffer);
@@ -310,7 +319,7 @@ fn services(model: &Model, look: Look, area: Rect, buffer: &mut Buffer) {
                 filled.render(place, buffer);
             }
         }
-        if trend >= 8
+        if trend >= TREND_WIDTH
             && let Some(past) = model.memory.get(&who_of(row))
         {
             let mut place = line;
@@ -334,13 +343,14 @@ fn first_shown(place: usize, rows: usize, height: usize) -> usize {
 /// Shortest bar.
 const BAR_WIDTH: usize = 8;
 
-const ORDER: [GiveWay; 8] = [
-    GiveWay::Cut("SERVICE", 16),
+const ORDER: [GiveWay; 9] = [
+    GiveWay::Cut("SERVICE", 18),
     GiveWay::Closer,
-    GiveWay::Cut("SERVICE", 12),
+    GiveWay::Short("STATE"),
     GiveWay::Drop("HEALTH"),
+    GiveWay::Cut("SERVICE", 14),
     GiveWay::Drop("THR%"),
-    GiveWay::Cut("SERVICE", 8),
+    GiveWay::Cut("SERVICE", 9),
     GiveWay::Drop("RESTARTS"),
     GiveWay::Drop("LINE IN"),
 ];
@@ -371,7 +381,7 @@ fn table(rows: &[ServiceRow], place: usize) -> Table {
     };
     Table::new([
         Column::left("SERVICE", each(&name)).least(9),
-        Column::left("STATE", each(&|_, row| Cell::new(row.state.as_str()).tone(Tone::of_state(row.state)))).least(11),
+        Column::left("STATE", each(&|_, row| view::state(row))).least(11),
         Column::left(BAR, each(&|_, _| Cell::default())).least(BAR_WIDTH),
         Column::right("", each(&|_, row| held(row))).least(9),
         Column::right("CPU%", each(&|_, row| running(row, format!("{:.0}", row.cpu_percent)))).least(4),
@@ -407,13 +417,13 @@ fn middle(model: &Model, look: Look, area: Rect, buffer: &mut Buffer) {
         let width = rest.width * 2 / 5;
         let budget = take_right(&mut rest, width);
         let _ = take_right(&mut rest, 1);
-        let line = model.budget.back().map(|look| look.line).unwrap_or_default();
-        line_over_time("all", &model.budget, line, look, budget, buffer);
+        let line = model.view.as_ref().map_or(0, |view| view.stack.budget.limit_bytes);
+        line_over_time("budget", &model.budget, line, look, budget, buffer);
     }
     if let Some(row) = model.row()
         && let Some(past) = model.memory.get(&who_of(row))
     {
-        line_over_time(&format!("{}/{}", row.name, row.replica), past, row.limit_bytes, look, rest, buffer);
+        line_over_time(&format!("memory {}/{}", row.name, row.replica), past, row.limit_bytes, look, rest, buffer);
     } else {
         pane("memory", "", false, look, rest, buffer);
     }
@@ -538,7 +548,9 @@ fn popup(title: &str, lines: Vec<Line<'_>>, look: Look, area: Rect, buffer: &mut
     let width = u16::try_from(widest).unwrap_or(u16::MAX).saturating_add(4).min(area.width);
     let height = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_add(2).min(area.height);
     let place = Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
-    Clear.render(place, buffer);
+    // A little air, so that no half of a word touches it.
+    let around = Rect { x: place.x.saturating_sub(1), width: place.width + 2, ..place };
+    Clear.render(around.intersection(area), buffer);
     let block = ratatui::widgets::Block::bordered()
         .border_type(ratatui::widgets::BorderType::Rounded)
         .border_style(look.rule(true))

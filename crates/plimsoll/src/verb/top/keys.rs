@@ -83,7 +83,7 @@ impl Model {
     /// The selected service's name; says why there is nothing to command.
     fn commanded(&mut self) -> Option<String> {
         if self.gone.is_some() {
-            self.said = Some((Tone::Bad, "nobody is there to be told".to_owned()));
+            self.say(Tone::Bad, "nobody is there to be told");
             return None;
         }
         self.row().map(|row| row.name.to_string())
@@ -97,7 +97,6 @@ impl Model {
 
     fn start(&mut self) -> Option<Effect> {
         let name = self.commanded()?;
-        self.said = Some((Tone::Plain, format!("starting {name}")));
         Some(Effect::Tell(Command::Start(name)))
     }
 
@@ -109,11 +108,11 @@ impl Model {
         let place = if self.focus == Focus::Tree { self.process_place() } else { 0 };
         let found = self.branches().get(place).map(|&(_, process)| process.clone());
         let Some(process) = found else {
-            self.said = Some((Tone::Notice, "it has no process".to_owned()));
+            self.say(Tone::Notice, "it has no process");
             return;
         };
         let Some(start_ticks) = process.start_ticks else {
-            self.said = Some((Tone::Bad, "the plimsoll that runs is too old to tell who this pid is".to_owned()));
+            self.say(Tone::Bad, "the plimsoll that runs is too old to tell who this pid is");
             return;
         };
         let label = format!("{} (pid {})", crate::render::safe(&process.name), process.pid);

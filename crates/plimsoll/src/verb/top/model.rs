@@ -17,6 +17,9 @@ pub(super) const KEPT_LOOKS: usize = 900;
 /// Events that are kept.
 pub(super) const KEPT_EVENTS: usize = 200;
 
+/// Looks for which an answer stands.
+const SAID_FOR: u32 = 8;
+
 /// A replica of a service.
 pub(super) type Who = (Name, u32);
 
@@ -89,6 +92,8 @@ pub(super) struct Model {
     pub(super) dialog: Option<Dialog>,
     pub(super) is_help_shown: bool,
     pub(super) said: Option<(Tone, String)>,
+    /// Looks since then: the keys that stand in its place are wanted again.
+    said_ago: u32,
 }
 
 impl Model {
@@ -106,8 +111,12 @@ impl Model {
                 rows.into_iter().for_each(|row| push(&mut self.events, row, KEPT_EVENTS));
             }
             Message::Event(row) => push(&mut self.events, *row, KEPT_EVENTS),
-            Message::Answered(tone, text) => self.said = Some((tone, text)),
+            Message::Answered(tone, text) => self.say(tone, text),
         }
+    }
+
+    pub(super) fn say(&mut self, tone: Tone, text: impl Into<String>) {
+        (self.said, self.said_ago) = (Some((tone, text.into())), 0);
     }
 
     fn look(&mut self, view: View, trees: Vec<Tree>) {
@@ -123,6 +132,10 @@ impl Model {
         self.view = Some(view);
         self.trees = trees;
         self.gone = None;
+        self.said_ago += 1;
+        if self.said_ago > SAID_FOR {
+            self.said = None;
+        }
         self.settle();
     }
 

@@ -205,7 +205,7 @@ fn stages_have_their_colours_and_no_color_has_none() {
     let line =
         text(&coloured).lines().position(|line| line.contains("crawler/1  ") || line.contains("crawler/1 ")).unwrap();
     let cells: Vec<_> = (0..80).map(|x| &buffer[(x, line as u16)]).collect();
-    let bar = cells.iter().find(|cell| cell.symbol() == "█").unwrap();
+    let bar = cells.iter().find(|cell| cell.symbol() == "━").unwrap();
     assert_eq!(bar.fg, Color::Indexed(208), "237 of 256 MiB is degrade");
     for width in [60, 80, 200] {
         let plain = picture(&model, PLAIN, width, 30);
@@ -262,7 +262,7 @@ fn a_kill_names_the_process_for_good() {
     press(&mut model, "K");
     model.hear(Message::Looked { view: Box::new(nine(10)), trees: Vec::new() });
     assert_eq!(press(&mut model, "y"), kill(4001, "node"));
-    assert_eq!(press(&mut model, "Ky"), [], "there is no process now");
+    assert_eq!(press(&mut model, "K"), [], "there is no process now");
     assert_eq!(model.said, Some((Tone::Notice, "it has no process".to_owned())));
     let mut old = trees();
     old[1].processes[0].start_ticks = None;
