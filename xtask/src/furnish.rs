@@ -166,10 +166,7 @@ mod tests {
             read("\tlibm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x00007fab)").as_deref(),
             Some("/lib/x86_64-linux-gnu/libm.so.6")
         );
-        assert_eq!(
-            read("\t/lib64/ld-linux-x86-64.so.2 (0x00007fab)").as_deref(),
-            Some("/lib64/ld-linux-x86-64.so.2")
-        );
+        assert_eq!(read("\t/lib64/ld-linux-x86-64.so.2 (0x00007fab)").as_deref(), Some("/lib64/ld-linux-x86-64.so.2"));
         assert_eq!(read("/usr/bin/redis-server:"), None);
         assert_eq!(read("\tstatically linked"), None);
     }

@@ -99,7 +99,7 @@ const LAPTOP: &str = "examples/incidents/5-laptop";
 const LAPTOP_GUEST_MIB: u32 = 3072;
 
 /// So much slower an emulated machine is taken to be.
-const LAPTOP_GUEST_SLOWNESS: &str = "8";
+const LAPTOP_GUEST_SLOWNESS: &str = "12";
 
 impl Extent {
     /// What takes a family this long hangs.

@@ -3,14 +3,14 @@
 
 | role | a request | what it keeps in memory |
 |---|---|---|
-| agent | GET /answer?q=TEXT&session=ID | a graph of 4 MiB a request, up to $CACHE; asked to (SIGUSR1) it keeps less |
+| agent | GET /answer?q=TEXT&session=ID | a graph of $GRAPH a request, up to $CACHE; asked to (SIGUSR1) it keeps less |
 | knowledge | GET /embed?text=TEXT | its model, $MODEL |
 | vector | GET /search?id=N | its index, $CACHE |
 | auth | GET /token?user=NAME | nothing: any replica answers |
 | session | PUT and GET /session/ID | nothing: redis has it |
 | case | PUT and GET /case/ID | nothing: redis has it |
 | evidence | PUT and GET /evidence/ID | nothing: files below $EVIDENCE have it |
-| worker | jobs from the list `jobs` in redis, answers to the list `results` | nothing: a job that it did not finish is still in redis |
+| worker | jobs from the list `jobs` in redis, answers to `results` | nothing: redis has a job until it is done |
 | desktop | none: it stands for system, browser and IDE | $CACHE |
 
 All answer GET /health. What goes wrong is switched on over HTTP, and off with 0:
@@ -123,9 +123,12 @@ class Service:
             raise KeyError(name)
 
     def leak_on(self) -> None:
+        last = time.monotonic()
         while self.leak:
-            self.leaked.append(hold(max(mmap.PAGESIZE, self.leak // 20)))
             time.sleep(0.05)
+            now = time.monotonic()
+            self.leaked.append(hold(max(mmap.PAGESIZE, int(self.leak * (now - last)))))
+            last = now
 
     def burn(self, number: int) -> None:
         block = bytes(MIB)  # hashing so much lets go of the interpreter's lock
@@ -145,7 +148,8 @@ class Agent(Service):
         super().__init__()
         self.lock = threading.Lock()
         self.graphs: list[mmap.mmap] = []
-        self.most = size(os.environ.get("CACHE", "768m")) // (4 * MIB)
+        self.graph = size(os.environ.get("GRAPH", "4m"))
+        self.most = size(os.environ.get("CACHE", "768m")) // self.graph
         signal.signal(signal.SIGUSR1, self.keep_less)
 
     def keep_less(self, *_: object) -> None:
@@ -164,7 +168,7 @@ class Agent(Service):
         with self.lock:
             while len(self.graphs) >= self.most:
                 self.graphs.pop(0).close()
-            self.graphs.append(hold(4 * MIB))
+            self.graphs.append(hold(self.graph))
         answer = query["q"][::-1]
         self.redis.ask("SET", f"graph:{query['session']}", answer, "EX", "600")
         return answer
