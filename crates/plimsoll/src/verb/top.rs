@@ -29,8 +29,8 @@ use crate::tone::{self, Tone};
 
 /// Show the stack live: memory against its lines, trees, events; restart, stop, kill
 ///
-/// Arrows select, ? shows all keys. It changes nothing that is not asked for and confirmed, and needs no stack that is
-/// well: when the supervisor goes, it waits for the next one.
+/// Arrows select, ? shows all keys. Nothing is restarted, stopped or killed without a question. When the supervisor goes,
+/// it waits for the next one.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit code: 0 left with q, 1 no stack runs here, 2 this is no terminal.")]
 pub(crate) struct TopArgs {}

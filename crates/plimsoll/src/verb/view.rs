@@ -137,7 +137,7 @@ pub(super) fn cause(cause: Option<Cause>) -> Cell {
     let Some(cause) = cause else { return Cell::default() };
     let short = match cause {
         Cause::MemoryLimit => "memory",
-        Cause::MemoryLimitParent => "outside memory",
+        Cause::MemoryLimitParent => "parent mem",
         Cause::IdleTimeout => "idle",
         Cause::ExternalKill => "killed",
         Cause::ExternalSignal => "signal",

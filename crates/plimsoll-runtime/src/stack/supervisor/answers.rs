@@ -105,8 +105,8 @@ impl Supervisor<'_> {
                     .iter()
                     .map(|member| {
                         serde_json::json!({
-                            "pid": member.pid, "start_ticks": member.start_ticks, "parent": member.parent, "depth": member.depth, "name": member.name,
-                            "memory_bytes": member.memory_bytes,
+                            "pid": member.pid, "start_ticks": member.start_ticks, "parent": member.parent,
+                            "depth": member.depth, "name": member.name, "memory_bytes": member.memory_bytes,
                         })
                     })
                     .collect();

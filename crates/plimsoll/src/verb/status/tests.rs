@@ -50,7 +50,7 @@ fn causes_and_states_are_whole_words() {
     let page = page(&view, false);
     for line in page.lines().skip(4).take(9) {
         assert!(line.chars().count() <= WIDTH, "{line}");
-        for word in ["…/12 ", " backing_off ", " 10/20 ", " 123456 ", " 59m59s ", " outside memory"] {
+        for word in ["…/12 ", " backing_off ", " 10/20 ", " 123456 ", " parent mem ", " 59m59s"] {
             assert!(line.contains(word), "{word}: {line}");
         }
     }

@@ -96,7 +96,7 @@ pub(in super::super) fn nine(grown: u64) -> View {
     ];
     (rows[0].health, rows[1].health) = (HealthWord::Healthy, HealthWord::Unhealthy);
     rows[0].listen = Some("127.0.0.1:8080".to_owned());
-    (rows[0].scale.target, rows[1].scale.target) = (2, 2);
+    rows[..2].iter_mut().for_each(|row| (row.scale.target, row.scale.max) = (2, 2));
     rows[2].forecast_ms = Some(48_000);
     rows[2].cpu_percent = 99.6;
     rows[3].waiting =
