@@ -8,6 +8,7 @@
 //! plimsoll-testkit survive   --plimsoll PATH --tier T --trees N --seed S
 //! plimsoll-testkit inject    --plimsoll PATH --tier T --deaths N --seed S [--guest] [--only CAUSE]
 //! plimsoll-testkit stack     --plimsoll PATH --tier T [--filter TEXT] [--list]
+//! plimsoll-testkit chaos     --plimsoll PATH --tier T --seconds N --seed S [--instants N]
 //! plimsoll-testkit overshoot --plimsoll PATH [--line 256m] [--runs N] [--procs N] [--after 10s]
 //! plimsoll-testkit work      WORKLOAD …
 //! ```
@@ -19,6 +20,7 @@
     reason = "a test that cannot go on ends by saying where"
 )]
 
+mod chaos;
 mod conform;
 mod harness;
 mod http;
@@ -42,9 +44,10 @@ fn main() -> ExitCode {
         "survive" => survive::run,
         "inject" => inject::run,
         "stack" => stack::run,
+        "chaos" => chaos::run,
         "overshoot" => overshoot::run,
         _ => {
-            eprintln!("usage: plimsoll-testkit conform|survive|inject|stack|overshoot|work …");
+            eprintln!("usage: plimsoll-testkit conform|survive|inject|stack|chaos|overshoot|work …");
             return ExitCode::from(2);
         }
     };

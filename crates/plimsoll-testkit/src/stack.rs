@@ -2,7 +2,7 @@
 //! `/proc` and the groups' own files.
 
 mod crash;
-mod doors;
+pub(crate) mod doors;
 mod limits;
 mod lives;
 pub(crate) mod world;

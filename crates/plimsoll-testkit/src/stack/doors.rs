@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::world::{Check, World, ensure};
+use super::world::{Check, World, command_line, ensure, group_of};
 use crate::http;
 
 /// A port that nobody has at this moment.
@@ -130,7 +130,10 @@ pub(super) fn scale_out_and_in(world: &mut World) -> Check {
     let answers: Vec<String> = waiting.into_iter().map(|one| one.join().expect("a client")).collect();
     ensure!(answers.iter().all(|one| one.starts_with("200 ")), "{answers:?}");
     world.until("one is left", |world| world.rows().len() == 1 && world.replica_groups().len() == 1)?;
-    ensure!(world.pid("web", 1)? == first && world.members() == [first], "{:?}", world.members());
+    ensure!(world.pid("web", 1)? == first, "{}", world.story());
+    let group = group_of(first, "memory");
+    let strangers: Vec<i32> = world.members().into_iter().filter(|&pid| group_of(pid, "memory") != group).collect();
+    ensure!(strangers.iter().all(|&pid| command_line(pid).is_empty()), "{strangers:?}");
     let refused = world.tell(&["scale", "web=100000"]);
     ensure!(refused.code == Some(1) && refused.err.contains("web"), "{refused:?}");
     Ok(())

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::world::{Check, World, command_line, ensure, group_of, limit_in, memory_line};
+use super::world::{Check, World, command_line, ensure, environment, group_of, limit_in, memory_line};
 use crate::harness::Tier;
 
 const MIB: u64 = 1 << 20;
@@ -80,13 +80,6 @@ services:
         ensure!(memory_line(pid) == row["limit_bytes"].as_u64(), "{row}: {:?}", memory_line(pid));
     }
     Ok(())
-}
-
-fn environment(pid: i32, name: &str) -> String {
-    let text = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let found = text.split('\0').find_map(|one| one.strip_prefix(name)?.strip_prefix('='));
-    found.unwrap_or_default().to_owned()
 }
 
 /// How many processes the kernel has killed in a group, by its own counter.
