@@ -657,10 +657,10 @@ impl fmt::Display for Event {
             }
             Self::Throttled { .. } => f.write_str("is no longer slowed by its processor quota"),
             Self::Scaled { service, from, to, why } => write!(f, "{service} from {from} to {to} replicas: {why}"),
-            Self::AlertFiring { alert, value, threshold } => {
-                write!(f, "alert: {alert} (it is {value:.0}, the mark is {threshold:.0})")
+            Self::AlertFiring { alert, value, .. } => write!(f, "alert: {alert} (it is {})", reading(alert, *value)),
+            Self::AlertResolved { alert, value, .. } => {
+                write!(f, "alert is over: {alert} (it is {})", reading(alert, *value))
             }
-            Self::AlertResolved { alert, value, .. } => write!(f, "alert is over: {alert} (it is {value:.0})"),
             Self::Refused { why } => write!(f, "refused: {why}"),
             Self::TimeJumped { by_ms } => {
                 write!(f, "nothing was done for {}: the machine slept or was overloaded", ms(*by_ms))
@@ -668,6 +668,17 @@ impl fmt::Display for Event {
             Self::GoingDown => f.write_str("stopping everything"),
             Self::IsDown => f.write_str("everything is stopped"),
         }
+    }
+}
+
+/// A gauge's value in the unit of the condition that is about it.
+fn reading(alert: &str, value: f64) -> String {
+    if alert.trim_end().ends_with('%') {
+        format!("{value:.0} %")
+    } else if alert.contains("restarts") {
+        format!("{value:.0}")
+    } else {
+        Size(value as u64).to_string()
     }
 }
 

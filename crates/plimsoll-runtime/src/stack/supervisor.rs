@@ -68,6 +68,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// So often is looked whether those that were admitted to the budget are still there.
 const LOOK_FOR_GUESTS: Duration = Duration::from_millis(500);
 
+/// What people are shown of memory is not older than this.
+const FRESH: Duration = Duration::from_millis(500);
+
 /// A public address that could not be had is tried again after this.
 const RETRY_PORTS: Duration = Duration::from_secs(1);
 
@@ -123,6 +126,8 @@ pub(super) struct Supervisor<'o> {
     standing: Standing,
     cpu_times: Option<CpuTimes>,
     io_wait_percent: Option<f64>,
+    /// When all trees were looked at because somebody asked.
+    looked_at: Option<Instant>,
     /// What goes wrong at this moment beside the services themselves, by what it is about.
     troubles: BTreeMap<String, String>,
     /// Public addresses that could not be opened.
@@ -246,6 +251,7 @@ impl<'o> Supervisor<'o> {
             standing: Standing::new(),
             cpu_times: None,
             io_wait_percent: None,
+            looked_at: None,
             troubles: BTreeMap::new(),
             unopened: BTreeMap::new(),
             retry_ports: None,
@@ -719,6 +725,15 @@ impl Supervisor<'_> {
         let dir = self.options.runtime_dir.join("stages");
         let _ = std::fs::create_dir_all(&dir);
         dir.join(format!("{}.{}.json", instance.service, instance.replica))
+    }
+
+    /// Far from their lines trees are looked at seldom; somebody who asks is not told of long ago.
+    fn look_again(&mut self) {
+        if self.looked_at.is_none_or(|at| at.elapsed() >= FRESH) {
+            let all: Vec<Instance> = self.replicas.keys().cloned().collect();
+            self.look(&all);
+            self.looked_at = Some(Instant::now());
+        }
     }
 
     fn look(&mut self, instances: &[Instance]) {

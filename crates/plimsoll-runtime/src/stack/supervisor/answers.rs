@@ -26,7 +26,10 @@ impl Supervisor<'_> {
             Word::Undelivered(why) => return self.note_all(&format!("a webhook failed: {why}")),
         };
         match question {
-            Question::Status => reply.send(Text::json(self.status())),
+            Question::Status => {
+                self.look_again();
+                reply.send(Text::json(self.status()));
+            }
             Question::Health => reply.send(self.health()),
             Question::Ready => reply.send(self.ready()),
             Question::Metrics => reply.send(Text { kind: Kind::Prometheus, ..Text::text(self.metrics()) }),
