@@ -146,7 +146,8 @@ mod tests {
     use super::*;
 
     fn pair() -> (OwnedFd, Terminal) {
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         (ours, Terminal { way: Some(theirs), is_over: false })
     }
 

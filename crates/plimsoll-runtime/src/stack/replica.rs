@@ -131,7 +131,8 @@ pub(super) fn environment(
     set("PLIMSOLL_REPLICA", instance.replica.to_string());
     more.iter().for_each(|(key, value)| set(key, value.clone()));
     set(TAG, tag.to_owned());
-    let mut all: Vec<_> = super::notify::inherited().filter(|(key, _)| !own.iter().any(|(ours, _)| ours == key)).collect();
+    let mut all: Vec<_> =
+        super::notify::inherited().filter(|(key, _)| !own.iter().any(|(ours, _)| ours == key)).collect();
     all.append(&mut own);
     all
 }

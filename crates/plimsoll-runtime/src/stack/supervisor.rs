@@ -302,7 +302,10 @@ impl<'o> Supervisor<'o> {
         let mut due = self.stack.next_due().map(|due| due.saturating_sub(self.now()));
         let now = Instant::now();
         let errands = self.errands.values().map(|errand| errand.deadline);
-        let others = errands.chain(self.dying.iter().map(|dying| dying.again)).chain(self.retry_ports).chain(self.standing.due());
+        let others = errands
+            .chain(self.dying.iter().map(|dying| dying.again))
+            .chain(self.retry_ports)
+            .chain(self.standing.due());
         for at in others {
             let left = at.since(now);
             due = Some(due.map_or(left, |due| due.min(left)));

@@ -158,9 +158,11 @@ const GAUGES: &[Gauge] = &[
     ("plimsoll_service_healthy", "Whether a replica with a health check is healthy.", |row| {
         (row.health != HealthWord::None).then(|| flag(row.health == HealthWord::Healthy))
     }),
-    ("plimsoll_service_circuit_open", "Whether a replica ended so often in a row that one start a minute is tried.", |r| {
-        Some(flag(r.circuit_open))
-    }),
+    (
+        "plimsoll_service_circuit_open",
+        "Whether a replica ended so often in a row that one start a minute is tried.",
+        |r| Some(flag(r.circuit_open)),
+    ),
     ("plimsoll_service_restart_attempt", "Restarts in a replica's present row; 0 after a good run.", |row| {
         Some(f64::from(row.attempt))
     }),
@@ -183,7 +185,11 @@ impl Supervisor<'_> {
         page.family("plimsoll_build_info", Kind::Gauge, "Which plimsoll this is.").sample(&[("version", version)], 1.0);
         page.gauge("plimsoll_started", "Whether the first start is over.", flag(self.stack.has_started()));
         page.gauge("plimsoll_stopping", "Whether everything is being stopped.", flag(self.stack.is_stopping()));
-        page.gauge("plimsoll_process_resident_memory_bytes", "Memory of plimsoll's own processes.", own_resident() as f64);
+        page.gauge(
+            "plimsoll_process_resident_memory_bytes",
+            "Memory of plimsoll's own processes.",
+            own_resident() as f64,
+        );
         page.gauge("plimsoll_process_uptime_seconds", "Time since plimsoll was started.", self.now().as_secs_f64());
         let mut troubles =
             page.family("plimsoll_trouble", Kind::Gauge, "1 for each thing beside the services that goes wrong now.");
@@ -221,12 +227,18 @@ impl Supervisor<'_> {
             self.options.total as f64,
         );
         let host = [
-            ("plimsoll_host_memory_available_bytes", "Memory that could be had.", host.available_bytes.map(|b| b as f64)),
+            (
+                "plimsoll_host_memory_available_bytes",
+                "Memory that could be had.",
+                host.available_bytes.map(|b| b as f64),
+            ),
             ("plimsoll_host_swap_used_bytes", "Swap in use.", host.swap_used_bytes.map(|bytes| bytes as f64)),
             ("plimsoll_host_load1", "Load average over a minute.", host.load_1m),
-            ("plimsoll_host_io_wait_ratio", "Share of time in which processors waited for a disk.", host
-                .io_wait_percent
-                .map(|percent| percent / 100.0)),
+            (
+                "plimsoll_host_io_wait_ratio",
+                "Share of time in which processors waited for a disk.",
+                host.io_wait_percent.map(|percent| percent / 100.0),
+            ),
         ];
         for (name, help, value) in host {
             let mut family = page.family(name, Kind::Gauge, help);
@@ -291,7 +303,8 @@ fn about_replicas(page: &mut Exposition, snapshot: &Snapshot) {
             }
         }
     }
-    let mut family = page.family("plimsoll_service_state", Kind::Gauge, "1 for the state that a replica is in, else 0.");
+    let mut family =
+        page.family("plimsoll_service_state", Kind::Gauge, "1 for the state that a replica is in, else 0.");
     for (replica, row) in &rows {
         for state in STATES {
             let labels = [("service", &*row.name), ("replica", replica), ("state", state.as_str())];
@@ -299,7 +312,8 @@ fn about_replicas(page: &mut Exposition, snapshot: &Snapshot) {
         }
     }
     let scales: BTreeMap<&Name, _> = snapshot.services.iter().map(|row| (&row.name, row.scale)).collect();
-    let mut family = page.family("plimsoll_service_replicas_available", Kind::Gauge, "Replicas that can be given work.");
+    let mut family =
+        page.family("plimsoll_service_replicas_available", Kind::Gauge, "Replicas that can be given work.");
     scales.iter().for_each(|(name, scale)| family.sample(&[("service", name)], f64::from(scale.current)));
     let mut family = page.family("plimsoll_service_replicas_wanted", Kind::Gauge, "Replicas that are wanted.");
     scales.iter().for_each(|(name, scale)| family.sample(&[("service", name)], f64::from(scale.target)));
