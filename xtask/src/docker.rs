@@ -134,6 +134,37 @@ impl Engine {
         docker
     }
 
+    /// Builds the image of `packaging/docker`, sees that there is nothing in it but plimsoll, and answers commands in
+    /// containers of it that have to succeed.
+    pub(crate) fn packaged(&self, binaries: &Binaries) -> Result<[Command; 2], Failure> {
+        const PACKAGED: &str = "plimsoll-packaged";
+        let context = self.folder.join("context");
+        std::fs::create_dir(&context).map_err(Failure::on("make", &context))?;
+        std::fs::copy(&binaries.plimsoll, context.join("plimsoll")).map_err(Failure::on("copy", &binaries.plimsoll))?;
+        let recipe = workspace::root().join("packaging/docker/Dockerfile");
+        let mut build = self.docker();
+        // The builder that Debian's package brings; the other one is a package of its own.
+        build.env("DOCKER_BUILDKIT", "0").args(["build", "--network", "none", "--tag", PACKAGED, "--file"]);
+        succeed(build.arg(recipe).arg(&context))?;
+        let made = output(self.docker().args(["create", "--network", "none", PACKAGED]))?;
+        let archive = self.folder.join("packaged.tar");
+        succeed(self.docker().args(["export", made.trim(), "--output"]).arg(&archive))?;
+        let listed = output(command("tar").arg("--list").arg("--file").arg(&archive))?;
+        // What the engine itself puts into every container is empty files and folders.
+        let engines = [".dockerenv", "dev/", "etc/", "proc/", "sys/", "var/"];
+        let ours: Vec<&str> =
+            listed.lines().filter(|name| !engines.iter().any(|engine| name.starts_with(engine))).collect();
+        if ours != ["bin/", "bin/plimsoll"] {
+            return Err(Failure(format!("the image holds {ours:?}")));
+        }
+        let start = |args: &[&str]| {
+            let mut docker = self.container("128m");
+            docker.arg(PACKAGED).args(args);
+            docker
+        };
+        Ok([start(&["run", "-m", "32m", "--", "plimsoll", "--version"]), start(&["health"])])
+    }
+
     /// The beginning of a `docker run`: ordinary capabilities, a read-only cgroup mount, so much memory, no network.
     fn container(&self, memory: &str) -> Command {
         let mut docker = self.docker();

@@ -41,6 +41,13 @@ pub(crate) const TESTS: &[Package] = &[
     package("python3", "python3", "drives the tests of real programs"),
     package("curl", "curl", "a real client of both versions of HTTP"),
     package("redis-server", "redis-server", "the real store of the laptop's nine services"),
+    package("prometheus", "promtool", "Prometheus' own opinion on our metrics and alert rules"),
+    package(
+        "python3-prometheus-client",
+        "/usr/lib/python3/dist-packages/prometheus_client/__init__.py",
+        "a real parser of metrics, from /usr/bin/python3",
+    ),
+    package("systemd", "systemd-analyze", "its own opinion on our unit"),
     package("nghttp2-client", "h2load", "a real client with many requests on one HTTP/2 connection"),
 ];
 

@@ -43,6 +43,10 @@ enum Work {
     Kit(Suite, Place),
     /// Programs that people run, held for real.
     RealPrograms,
+    /// What surrounds `up`: the background, service managers, Prometheus, process 1.
+    Packaging,
+    /// The image of `packaging/docker`.
+    Image,
     /// The fourth incident's example: on this machine or in a container.
     RunawayWorker(Place),
     /// The fifth incident's example: on this machine or in a guest.
@@ -80,6 +84,8 @@ const FAMILIES: &[Family] = &[
     family("survivors_unprivileged", Work::Kit(Suite::Survivors, Place::Unprivileged)),
     family("survivors_v2", Work::Kit(Suite::Survivors, Place::Guest(Mode::V2))),
     family("real", Work::RealPrograms),
+    family("packaging", Work::Packaging),
+    family("image", Work::Image),
     family("example_runaway_machine", Work::RunawayWorker(Place::Machine)),
     family("example_runaway_container", Work::RunawayWorker(Place::Container)),
     family("example_laptop_machine", Work::Laptop(Place::Machine)),
@@ -88,6 +94,9 @@ const FAMILIES: &[Family] = &[
 
 /// Drives programs that people run; prints closing lines as the others do.
 const REAL_PROGRAMS: &str = "tests/real/run.py";
+
+/// Drives `up` and the files of `packaging/`; prints closing lines as the others do.
+const PACKAGING: &str = "tests/packaging/run.py";
 
 /// The fourth incident, before and after: its folder.
 const RUNAWAY_WORKER: &str = "examples/incidents/4-runaway-worker";
@@ -263,6 +272,19 @@ impl Runner {
                 python.env("PLIMSOLL", &binaries.plimsoll).env("PLIMSOLL_TESTKIT", &binaries.testkit);
                 stream(python, deadline, |line| closing(line, counts))
             }
+            Work::Packaging => {
+                // Debian's own, which has Debian's modules.
+                let mut python = command("/usr/bin/python3");
+                python.arg(PACKAGING).current_dir(workspace::root()).env("PLIMSOLL", &self.binaries()?.plimsoll);
+                stream(python, deadline, |line| closing(line, counts))
+            }
+            Work::Image => {
+                let binaries = self.binaries()?;
+                let engine = Engine::start(binaries)?;
+                let commands = engine.packaged(binaries)?;
+                counts.passed += 1;
+                each(commands, deadline, counts)
+            }
             Work::RunawayWorker(place) => self.run_runaway_worker(place, deadline, counts),
             Work::Laptop(place) => self.run_laptop(place, deadline, counts),
         }
@@ -315,6 +337,9 @@ fn available(work: Work) -> Result<(), Failure> {
         Work::Kit(_, place) => place.available(),
         Work::RealPrograms => programs(),
         Work::RunawayWorker(place) | Work::Laptop(place) => programs().and_then(|()| place.available()),
+        Work::Packaging => programs().and_then(|()| Place::Machine.available()),
+        Work::Image => Place::Container.available(),
+        Work::RunawayWorker(place) => programs().and_then(|()| place.available()),
         Work::Fuzz if which("c++").is_none() => Err(Failure("there is no c++ to compile libFuzzer with".to_owned())),
         Work::Fuzz | Work::Format | Work::Lints | Work::Dependencies | Work::Cargo | Work::Sim => Ok(()),
     }

@@ -6,6 +6,7 @@
 //! - Writers share the lock, readers take it alone: what a reader has taken over it cuts off, and no line is lost between.
 //! - A reader that is killed in between leaves lines that are in the history already; taken over again they change nothing.
 //! - A line that was torn (a full disk) is passed over; every line begins with a line end, so that it tears no other.
+//! - A whole line that is no certificate to us is a later version's: it is kept aside, for that version.
 //! - A writer that finds the file long takes it over itself.
 
 use std::fs::{File, OpenOptions};
@@ -20,6 +21,9 @@ use crate::certificates::{CertificateError, CertificateStore};
 
 /// The file's name in the state directory.
 pub const FILE_NAME: &str = "certificates.inbox";
+
+/// Lines of a later version are kept in this file.
+pub const ASIDE: &str = "certificates.inbox.aside";
 
 /// Bytes from which on a writer takes the lines over into the history itself.
 const LONG: u64 = 256 << 10;
@@ -69,8 +73,23 @@ pub(crate) fn take_over(
     let read = io::Seek::rewind(&mut file).and_then(|()| (&mut file).take(LONGEST).read_to_end(&mut text));
     read.map_err(|source| failed("read")(path.clone(), source))?;
     let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-    let certificates: Vec<Certificate> = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let (mut certificates, mut aside) = (Vec::<Certificate>::new(), Vec::new());
+    for line in lines {
+        match serde_json::from_slice(line) {
+            Ok(certificate) => certificates.push(certificate),
+            Err(_) if serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok() => {
+                aside.extend_from_slice(line);
+                aside.push(b'\n');
+            }
+            Err(_) => {}
+        }
+    }
     keep(&certificates)?;
+    if !aside.is_empty() {
+        let path = dir.join(ASIDE);
+        let kept = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        kept.and_then(|mut file| file.write_all(&aside)).map_err(|source| failed("write")(path, source))?;
+    }
     file.set_len(0).map_err(|source| failed("cut")(path, source))
 }
 
@@ -90,6 +109,20 @@ mod tests {
         let mut all = CertificateStore::open(dir).unwrap().list(u32::MAX).unwrap();
         all.reverse();
         all.iter().map(|one| one.id.to_string()).collect()
+    }
+
+    #[test]
+    fn a_line_of_a_later_version_is_kept_aside_and_a_torn_one_is_not() {
+        let dir = TempDir::new("inbox-later");
+        append(dir.path(), &certificate(1, "x")).unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let later = r#"{"schema":"plimsoll.certificate/2","cause":"boredom"}"#;
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{text}\n{later}\n\n{}\n", &text[..text.len() / 2])).unwrap();
+        append(dir.path(), &certificate(2, "x")).unwrap();
+        assert_eq!(ids(dir.path()).len(), 2);
+        assert!(is_empty(dir.path()));
+        assert_eq!(std::fs::read_to_string(dir.path().join(ASIDE)).unwrap(), format!("{later}\n"));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! that was stopped on request, two runs, and a third whose certificate is still on its way into the database. A version
 //! that changes a format adds the folder of the one before, made the same way.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests, which are allowed to")]
+
 use std::path::{Path, PathBuf};
 use std::process::Output;
 

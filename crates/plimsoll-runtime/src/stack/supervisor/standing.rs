@@ -1,7 +1,7 @@
 //! How the whole stands, for those who watch us: health and readiness over HTTP, and what the service manager hears.
 
 use plimsoll_core::stack::Stage;
-use plimsoll_core::stack::snapshot::{Snapshot, State};
+use plimsoll_core::stack::snapshot::{ServiceRow, Snapshot, State};
 use plimsoll_gateway::control::Answer as Text;
 use plimsoll_kernel::clock::Instant;
 use plimsoll_model::size::Human;
@@ -79,10 +79,11 @@ impl Supervisor<'_> {
                 notifier.ready();
             }
         }
-        if self.stack.is_stopping() && !std::mem::replace(&mut self.standing.told_stop, true) {
-            if let Some(notifier) = &mut self.standing.notifier {
-                notifier.stopping();
-            }
+        if self.stack.is_stopping()
+            && !std::mem::replace(&mut self.standing.told_stop, true)
+            && let Some(notifier) = &mut self.standing.notifier
+        {
+            notifier.stopping();
         }
         if let Some(mut notifier) = self.standing.notifier.take() {
             notifier.turn(|| sentence(&self.snapshot()));
@@ -91,9 +92,7 @@ impl Supervisor<'_> {
     }
 
     fn word(&self, snapshot: &Snapshot) -> Health {
-        let is_bad = |row: &plimsoll_core::stack::snapshot::ServiceRow| {
-            matches!(row.state, State::Failed | State::Unhealthy) || row.circuit_open
-        };
+        let is_bad = |row: &ServiceRow| matches!(row.state, State::Failed | State::Unhealthy) || row.circuit_open;
         if self.stack.is_stopping() {
             Health::Stopping
         } else if !self.stack.has_started() {
