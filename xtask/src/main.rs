@@ -12,6 +12,7 @@ mod fuzz;
 mod guest;
 mod options;
 mod packages;
+mod peers;
 mod place;
 mod sim;
 mod suite;

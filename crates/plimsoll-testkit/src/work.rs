@@ -25,6 +25,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
         "root-heavy" => return root_heavy(number("--root-bytes", 0), number("--bytes", 1 << 30)),
         "sleepers" => sleepers(number("--count", 1)),
         "sleep" => sleep(),
+        "beacon" => beacon(rest.first().map_or("", String::as_str)),
         "forkbomb" => fork_bomb(number("--max", 100_000)),
         "bomb-leaf" => bomb_leaf(number("--max", 100_000)),
         "ignore-term" => {
@@ -80,6 +81,15 @@ fn size(text: &str) -> u64 {
 
 fn sleep() {
     std::thread::sleep(LONGEST);
+}
+
+/// Says that it runs, and since when: its pid and the monotonic clock's nanoseconds, to a socket of datagrams.
+fn beacon(socket: &str) {
+    let nanos = Instant::now().since_boot().as_nanos();
+    let said = format!("{} {nanos}", getpid().as_raw_nonzero());
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|from| from.send_to(said.as_bytes(), socket));
+    sent.expect("somebody who listens");
+    sleep();
 }
 
 fn stop_self() {

@@ -1,16 +1,15 @@
 //! `cargo xtask bench`: tables with both sides measured in one run, side by side in turn, medians and ratios.
 
 mod listen;
+mod manager;
 mod run;
+mod services;
 mod up;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::exec::Failure;
-
-/// A part of a table; `true` for a fifth of the rounds.
-type Part = fn(bool) -> Result<Vec<Row>, Failure>;
 
 /// `cargo xtask bench run|up [--quick] [PART…]`.
 pub(crate) fn main(args: &[String]) -> Result<ExitCode, Failure> {
