@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::cpio::Archive;
 use crate::exec::{Ended, Failure, command, stream, succeed, which};
+use crate::furnish::{Furniture, furnish};
 use crate::packages;
 use crate::workspace::{self, Binaries};
 
@@ -110,6 +111,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) memory_mib: u32,
     pub(crate) command: &'a [String],
     pub(crate) deadline: Duration,
+    /// What it needs beside busybox and our binaries.
+    pub(crate) furniture: Option<Furniture<'a>>,
 }
 
 /// `cargo xtask guest`.
@@ -138,7 +141,7 @@ pub(crate) fn main(args: &[String]) -> Result<ExitCode, Failure> {
     packages::install(packages::TESTS)?;
     available()?;
     let binaries = workspace::build()?;
-    let boot = Boot { mode, memory_mib, command: &command, deadline: Duration::from_secs(3600) };
+    let boot = Boot { mode, memory_mib, command: &command, deadline: Duration::from_secs(3600), furniture: None };
     match run(&binaries, &boot, |line| println!("{line}"))? {
         Ended::Code(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         Ended::Deadline => Err(Failure("the guest was killed at its deadline".to_owned())),
@@ -302,6 +305,9 @@ fn root(binaries: &Binaries, kernel: &Kernel, boot: &Boot<'_>) -> Result<Vec<u8>
     archive.symlink("usr", "."); // what names /usr/bin finds it
     archive.program("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/sh\n");
     archive.program("etc/group", b"root:x:0:\nnogroup:x:65534:\n");
+    if let Some(furniture) = &boot.furniture {
+        furnish(&mut archive, furniture)?;
+    }
     if boot.mode == Mode::V2Swap {
         for (module, path) in [
             ("lzo-rle", "kernel/crypto/lzo-rle.ko"), // what zram compresses with
@@ -322,6 +328,7 @@ fn root(binaries: &Binaries, kernel: &Kernel, boot: &Boot<'_>) -> Result<Vec<u8>
          mount -t devtmpfs dev /dev\n\
          mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm\n\
          ln -sf /proc/self/fd /dev/fd; ln -sf pts/ptmx /dev/ptmx; chmod 666 /dev/pts/ptmx\n\
+         ifconfig lo 127.0.0.1 up\n\
          mount -t tmpfs tmp /tmp; chmod 1777 /tmp; mount -t tmpfs -o mode=755 run /run; chmod 777 /home\n\
          {}\
          {}\

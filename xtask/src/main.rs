@@ -7,6 +7,7 @@ mod cpio;
 mod deny;
 mod docker;
 mod exec;
+mod furnish;
 mod fuzz;
 mod guest;
 mod options;

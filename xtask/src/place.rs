@@ -74,7 +74,7 @@ pub(crate) fn run(
             stream(engine.run(&testkit()), deadline, on_line)
         }
         Place::Guest(mode) => {
-            let boot = Boot { mode, memory_mib, command: &testkit(), deadline };
+            let boot = Boot { mode, memory_mib, command: &testkit(), deadline, furniture: None };
             guest::run(binaries, &boot, on_line)
         }
     }

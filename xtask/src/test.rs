@@ -7,7 +7,8 @@ use plimsoll_kernel::clock::Instant;
 
 use crate::docker::Engine;
 use crate::exec::{Ended, Failure, command, stream, which};
-use crate::guest::Mode;
+use crate::furnish::{self, Furniture};
+use crate::guest::{self, Boot, Mode};
 use crate::place::{self, Place};
 use crate::suite::{SEED, Suite};
 use crate::summary::{self, Counts, Row, Verdict};
@@ -44,6 +45,8 @@ enum Work {
     RealPrograms,
     /// The fourth incident's example: on this machine or in a container.
     RunawayWorker(Place),
+    /// The fifth incident's example: on this machine or in a guest.
+    Laptop(Place),
 }
 
 struct Family {
@@ -84,6 +87,8 @@ const FAMILIES: &[Family] = &[
     family("real", Work::RealPrograms),
     family("example_runaway_machine", Work::RunawayWorker(Place::Machine)),
     family("example_runaway_container", Work::RunawayWorker(Place::Container)),
+    family("example_laptop_machine", Work::Laptop(Place::Machine)),
+    family("example_laptop_v2", Work::Laptop(Place::Guest(Mode::V2))),
 ];
 
 /// Drives programs that people run; prints closing lines as the others do.
@@ -91,6 +96,15 @@ const REAL_PROGRAMS: &str = "tests/real/run.py";
 
 /// The fourth incident, before and after: its folder.
 const RUNAWAY_WORKER: &str = "examples/incidents/4-runaway-worker";
+
+/// The fifth incident, before and after: its folder.
+const LAPTOP: &str = "examples/incidents/5-laptop";
+
+/// The laptop of 2 GiB, and a machine around it.
+const LAPTOP_GUEST_MIB: u32 = 3072;
+
+/// So much slower an emulated machine is taken to be.
+const LAPTOP_GUEST_SLOWNESS: &str = "12";
 
 impl Extent {
     /// What takes a family this long hangs.
@@ -255,6 +269,7 @@ impl Runner {
                 stream(python, deadline, |line| closing(line, counts))
             }
             Work::RunawayWorker(place) => self.run_runaway_worker(place, deadline, counts),
+            Work::Laptop(place) => self.run_laptop(place, deadline, counts),
         }
     }
 
@@ -277,6 +292,22 @@ impl Runner {
         stream(python, deadline, |line| closing(line, counts))
     }
 
+    fn run_laptop(&mut self, place: Place, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
+        let binaries = self.binaries()?;
+        let folder = workspace::root().join(LAPTOP);
+        if let Place::Guest(mode) = place {
+            let command = ["env", "PLIMSOLL=/bin/plimsoll", "python3", &format!("{}/run.py", furnish::FOLDER)];
+            let command = [command.as_slice(), &["--slow", LAPTOP_GUEST_SLOWNESS]].concat();
+            let command: Vec<String> = command.into_iter().map(str::to_owned).collect();
+            let furniture = Some(Furniture { folder: &folder, programs: &["redis-server", "redis-cli"] });
+            let boot = Boot { mode, memory_mib: LAPTOP_GUEST_MIB, command: &command, deadline, furniture };
+            return guest::run(binaries, &boot, |line| closing(line, counts));
+        }
+        let mut python = command("python3");
+        python.arg(folder.join("run.py")).env("PLIMSOLL", &binaries.plimsoll);
+        stream(python, deadline, |line| closing(line, counts))
+    }
+
     fn binaries(&mut self) -> Result<&Binaries, Failure> {
         let built = self.binaries.get_or_insert_with(|| workspace::build().map_err(|why| why.0));
         built.as_ref().map_err(|why| Failure(why.clone()))
@@ -288,7 +319,7 @@ fn available(work: Work) -> Result<(), Failure> {
     match work {
         Work::Kit(_, place) => place.available(),
         Work::RealPrograms => programs(),
-        Work::RunawayWorker(place) => programs().and_then(|()| place.available()),
+        Work::RunawayWorker(place) | Work::Laptop(place) => programs().and_then(|()| place.available()),
         Work::Fuzz if which("c++").is_none() => Err(Failure("there is no c++ to compile libFuzzer with".to_owned())),
         Work::Fuzz | Work::Format | Work::Lints | Work::Dependencies | Work::Cargo | Work::Sim => Ok(()),
     }

@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+
 /// A response's line and headers, bytes at most.
 const HEAD_BYTES: usize = 16 << 10;
 
@@ -53,6 +55,18 @@ pub struct Response {
 /// # Errors
 /// See [`ClientError`]. A status that tells of an error is none.
 pub fn ask(path: &Path, method: &str, target: &str, patience: Option<Duration>) -> Result<Response, ClientError> {
+    send(path, method, target, patience)?.answer()
+}
+
+/// A question on its way.
+#[derive(Debug)]
+pub struct Asked(UnixStream);
+
+/// Asks, and does not wait for the answer yet.
+///
+/// # Errors
+/// See [`ClientError`].
+pub fn send(path: &Path, method: &str, target: &str, patience: Option<Duration>) -> Result<Asked, ClientError> {
     let not_there = |source| ClientError::NotThere { path: path.to_owned(), source };
     let mut stream = UnixStream::connect(path).map_err(not_there)?;
     stream.set_read_timeout(patience)?;
@@ -60,10 +74,28 @@ pub fn ask(path: &Path, method: &str, target: &str, patience: Option<Duration>) 
     let length = if method == "POST" { "content-length: 0\r\n" } else { "" };
     let head = format!("{method} {target} HTTP/1.1\r\nhost: localhost\r\n{length}connection: close\r\n\r\n");
     stream.write_all(head.as_bytes())?;
-    let mut reader = BufReader::new(stream);
-    let head = read_head(&mut reader)?;
-    let Head { status, retry_after_s, framing } = parse_head(&head)?;
-    Ok(Response { status, retry_after_s, body: Framed { reader, framing } })
+    Ok(Asked(stream))
+}
+
+impl Asked {
+    /// Whether the answer begins within this time.
+    #[must_use]
+    pub fn is_answered_within(&self, time: Duration) -> bool {
+        let time = rustix::event::Timespec::try_from(time).ok();
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        poll(&mut fds, time.as_ref()).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Waits for the answer's head.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn answer(self) -> Result<Response, ClientError> {
+        let mut reader = BufReader::new(self.0);
+        let head = read_head(&mut reader)?;
+        let Head { status, retry_after_s, framing } = parse_head(&head)?;
+        Ok(Response { status, retry_after_s, body: Framed { reader, framing } })
+    }
 }
 
 impl Response {

@@ -13,6 +13,7 @@ pub use question::{Command, Question};
 pub use reply::{Answer, Kind, Reply, Stream};
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -43,51 +44,30 @@ const HEAD_BYTES: usize = 16 << 10;
 /// Between two heads of a connection, and for the end of one.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 
-/// What all doors of a thread have in common: when it ends, and who is still in it.
-#[derive(Clone)]
-pub(crate) struct House {
-    ending: watch::Receiver<bool>,
-    /// A clone for everybody who has something to finish.
-    busy: Rc<()>,
-}
-
-impl House {
-    pub(crate) fn new(ending: watch::Receiver<bool>) -> Self {
-        Self { ending, busy: Rc::new(()) }
-    }
-
-    /// Waits until answers that were given are written, once the end was told.
-    pub(crate) async fn emptied(&self) {
-        while Rc::strong_count(&self.busy) > 1 {
-            sleep(Duration::from_millis(1)).await;
-        }
-    }
-}
-
-/// Serves a door until the house's end.
-pub(crate) async fn serve(door: Door, answerer: Answerer, mut house: House) {
+/// Serves a door until everything is `leaving`; what was asked before is answered to the end.
+pub(crate) async fn serve(door: Door, answerer: Answerer, leaving: watch::Receiver<bool>) {
     let answerer = Rc::new(answerer);
     let Ok(listening) = door.listening() else { return };
     let door = Rc::new(door);
     let crowd = Rc::new(());
-    let inside = house.clone();
+    let mut over = leaving.clone();
     loop {
-        let come = async {
+        let accept = async {
             match &listening {
                 Listening::Socket(listener) => listener.accept().await.map(|(stream, _)| {
                     if door.admits(&stream) {
-                        spawn(stream, &door, &answerer, &crowd, inside.clone());
+                        spawn(stream, &door, &answerer, &crowd, &leaving);
                     }
                 }),
                 Listening::Port(listener) => listener.accept().await.map(|(stream, _)| {
                     let _ = stream.set_nodelay(true);
-                    spawn(stream, &door, &answerer, &crowd, inside.clone());
+                    spawn(stream, &door, &answerer, &crowd, &leaving);
                 }),
             }
         };
         let accepted = tokio::select! {
-            accepted = come => accepted,
-            _ = house.ending.wait_for(|is_ending| *is_ending) => return,
+            accepted = accept => accepted,
+            _ = over.wait_for(|&is_leaving| is_leaving) => return,
         };
         if accepted.is_err_and(|error| is_ours(&error)) {
             sleep(Duration::from_millis(50)).await;
@@ -96,14 +76,14 @@ pub(crate) async fn serve(door: Door, answerer: Answerer, mut house: House) {
 }
 
 /// Serves one connection, unless there are too many.
-fn spawn<S>(stream: S, door: &Rc<Door>, answerer: &Rc<Answerer>, crowd: &Rc<()>, mut house: House)
+fn spawn<S>(stream: S, door: &Rc<Door>, answerer: &Rc<Answerer>, crowd: &Rc<()>, leaving: &watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     if Rc::strong_count(crowd) > CONNECTIONS {
         return;
     }
-    let (door, answerer, crowd) = (door.clone(), answerer.clone(), crowd.clone());
+    let (door, answerer, crowd, mut leaving) = (door.clone(), answerer.clone(), crowd.clone(), leaving.clone());
     tokio::task::spawn_local(async move {
         let service = service_fn(|request: Request<Incoming>| {
             let (door, answerer) = (door.clone(), answerer.clone());
@@ -111,17 +91,16 @@ where
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_header_size(HEAD_BYTES);
-        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-        tokio::select! {
-            biased;
-            _ = connection.as_mut() => {}
-            _ = house.ending.wait_for(|is_ending| *is_ending) => {
-                // No further question; an answer that was given is written, that of `down` above all.
-                connection.as_mut().graceful_shutdown();
-                let _ = connection.await;
-            }
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let is_over = tokio::select! {
+            _ = connection.as_mut() => true,
+            _ = leaving.wait_for(|&is_leaving| is_leaving) => false,
+        };
+        if !is_over {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
         }
-        drop((crowd, house));
+        drop(crowd);
     });
 }
 

@@ -88,6 +88,22 @@ impl Counters {
     }
 }
 
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        let add = |to: &mut [u64], from: &[u64]| to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        add(&mut self.responses, &other.responses);
+        add(&mut self.latency, &other.latency);
+        self.retries += other.retries;
+        self.refused += other.refused;
+        self.abandoned += other.abandoned;
+        self.connections_refused += other.connections_refused;
+        self.outstanding += other.outstanding;
+        self.waiting += other.waiting;
+        self.connections += other.connections;
+        self.latency_sum_us += other.latency_sum_us;
+    }
+}
+
 /// Counts one more while it lives.
 pub(crate) struct Gauge<'a>(&'a AtomicU64);
 
@@ -118,5 +134,8 @@ mod tests {
         assert_eq!(tally.responses, [1, 2, 0, 1, 1]);
         assert_eq!((tally.latency[0], tally.latency[1], tally.latency[14]), (2, 2, 1));
         assert_eq!(tally.latency_sum_us, 500 + 501 + 1_000 + 60_000_001);
+        let mut twice = tally;
+        twice += tally;
+        assert_eq!((twice.responses, twice.latency[14]), ([2, 4, 0, 2, 2], 2));
     }
 }

@@ -19,8 +19,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::balancer::{Backend, Balancer, Phase};
-use crate::control::{self, Answerer, Door, House, Question, Reply};
-use crate::counters::Counters;
+use crate::control::{self, Answerer, Door, Question, Reply};
+use crate::counters::{Counters, Tally};
 use crate::limits::Limits;
 use crate::serve;
 
@@ -64,6 +64,9 @@ pub enum GatewayError {
     Thread(io::Error),
 }
 
+/// Answers that have begun may take so long to be heard, when everything stops.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 pub(crate) type Hear = Rc<dyn Fn(Told)>;
 
 /// What the thread is to do.
@@ -105,6 +108,8 @@ struct Port {
 pub struct Gateway {
     shared: Arc<Shared>,
     ports: BTreeMap<Arc<str>, Port>,
+    /// What services' former ports have counted, and still count while they drain.
+    former: BTreeMap<Arc<str>, (Tally, Vec<Arc<Counters>>)>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -137,7 +142,7 @@ impl Gateway {
             })
             .map_err(GatewayError::Thread)?;
         is_ready.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())).map_err(GatewayError::Thread)?;
-        Ok(Self { shared, ports: BTreeMap::new(), thread: Some(thread) })
+        Ok(Self { shared, ports: BTreeMap::new(), former: BTreeMap::new(), thread: Some(thread) })
     }
 
     /// Opens a service's port; requests are answered once a route is given. An address with port 0 gets a free one. The
@@ -183,6 +188,16 @@ impl Gateway {
     /// Closes a service's port: no new connection, requests that have begun go on for `grace`. [`Told::Closed`] follows.
     pub fn close(&mut self, service: &str, grace: Duration) {
         if let Some((service, port)) = self.ports.remove_entry(service) {
+            let (sum, counting) = self.former.entry(service.clone()).or_default();
+            // Whoever alone holds one reads what it will always be.
+            counting.retain(|counters| {
+                let counts = Arc::strong_count(counters) > 1;
+                if !counts {
+                    *sum += counters.tally();
+                }
+                counts
+            });
+            counting.push(port.counters.clone());
             self.shared.put(|tray| {
                 tray.routes.remove(&service);
                 tray.orders.push(Order::Close(service, port.phase, grace));
@@ -194,6 +209,21 @@ impl Gateway {
     #[must_use]
     pub fn port(&self, service: &str) -> Option<(SocketAddr, Arc<Counters>)> {
         self.ports.get(service).map(|port| (port.address, port.counters.clone()))
+    }
+
+    /// What each service's ports have counted, the former ones among them: what only grows never begins anew.
+    #[must_use]
+    pub fn tallies(&self) -> BTreeMap<Arc<str>, Tally> {
+        let mut all: BTreeMap<Arc<str>, Tally> = BTreeMap::new();
+        for (service, (sum, counting)) in &self.former {
+            let tally = all.entry(service.clone()).or_default();
+            *tally += *sum;
+            counting.iter().for_each(|counters| *tally += counters.tally());
+        }
+        for (service, port) in &self.ports {
+            *all.entry(service.clone()).or_default() += port.counters.tally();
+        }
+        all
     }
 
     /// Serves questions at a [`Door`]: the control socket or the gateway's port. `answer` is called on this room's
@@ -240,8 +270,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 async fn run(shared: Arc<Shared>, hear: Hear) {
     let mut balancers: BTreeMap<Arc<str>, Rc<Balancer>> = BTreeMap::new();
     let mut closing = tokio::task::JoinSet::new();
-    let (end, ending) = watch::channel(false);
-    let house = House::new(ending);
+    let (leave, leaving) = watch::channel(false);
     loop {
         shared.bell.notified().await;
         let Tray { orders, routes } = std::mem::take(&mut *shared.tray.lock().unwrap_or_else(PoisonError::into_inner));
@@ -274,15 +303,16 @@ async fn run(shared: Arc<Shared>, hear: Hear) {
                     });
                 }
                 Order::Serve(door, answerer) => {
-                    tokio::task::spawn_local(control::serve(door, answerer, house.clone()));
+                    tokio::task::spawn_local(control::serve(door, answerer, leaving.clone()));
                 }
                 Order::Stop(grace) => {
                     let all = async { while closing.join_next().await.is_some() {} };
                     // The ports have their own deadline, which is this one; a moment more lets them tell.
                     let _ = tokio::time::timeout(grace + Duration::from_secs(1), all).await;
-                    // Whoever was answered gets to read it.
-                    let _ = end.send(true);
-                    let _ = tokio::time::timeout(grace.min(Duration::from_secs(1)), house.emptied()).await;
+                    // Whoever was answered hears it: the last answer is often that of `down`.
+                    drop(leaving);
+                    let _ = leave.send(true);
+                    let _ = tokio::time::timeout(LAST_WORDS, leave.closed()).await;
                     return;
                 }
             }

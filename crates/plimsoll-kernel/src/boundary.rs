@@ -51,6 +51,18 @@ fn is_ours(dir: &std::path::Path) -> bool {
     dir.file_name().is_some_and(|name| name == "plimsoll") && !is_named
 }
 
+/// Moves this process out of the way where groups are made below a delegated group: a process that forks before it makes
+/// the first one does this before it forks. `None`: there is nothing to do.
+///
+/// # Errors
+/// [`KernelError`] names the file: others are in the delegated group too.
+pub fn enter_leaf(found: &Found) -> Result<Option<v2::Leaf>, KernelError> {
+    match &found.parent {
+        Some(Parent::V2 { delegated: Some(delegated), .. }) => v2::enter_leaf(delegated),
+        _ => Ok(None),
+    }
+}
+
 impl Boundary {
     /// Makes it and puts the limits in force, each one read back. On an error nothing is left behind.
     ///
@@ -159,6 +171,29 @@ impl Boundary {
         match self {
             Self::V1(group) => group.thresholds(bytes).ok(),
             Self::V2(_) | Self::Watchdog => None,
+        }
+    }
+
+    /// Changes the group's memory limit, without swap beyond it; read back. Without a group there is none to change.
+    ///
+    /// # Errors
+    /// [`KernelError`] names the file and the value that was refused.
+    pub fn change_memory(&self, bytes: u64, on_limit: OnLimit) -> Result<(), KernelError> {
+        match self {
+            Self::V2(group) => group.change_memory(bytes, on_limit),
+            Self::V1(group) => group.change_memory(bytes),
+            Self::Watchdog => Ok(()),
+        }
+    }
+
+    /// A descriptor that tells of memory becoming short: readable when usage crosses one of these marks (v1), POLLPRI
+    /// when members wait for memory (v2 with PSI). `None` where the kernel has neither.
+    #[must_use]
+    pub fn shortage(&self, marks: &[u64]) -> Option<OwnedFd> {
+        match self {
+            Self::V2(group) => group.pressure_events().ok(),
+            Self::V1(group) => group.thresholds(marks).ok(),
+            Self::Watchdog => None,
         }
     }
 

@@ -106,6 +106,23 @@ pub fn wait_for(pid: i32) -> Option<Wait> {
     }
 }
 
+/// Waits for all children that have ended, but not for `own`, whose end somebody else reads: what a process 1 (or another
+/// reaper) has adopted.
+pub fn reap_adopted(own: i32) {
+    loop {
+        let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: info is a valid place for the result, of which zeroes are a valid value: no child has ended.
+        let pid = unsafe {
+            let found = libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), libc::WEXITED | libc::WNOHANG | libc::WNOWAIT);
+            if found == 0 { info.assume_init().si_pid() } else { 0 }
+        };
+        if pid <= 0 || pid == own {
+            return;
+        }
+        let _ = wait_for(pid);
+    }
+}
+
 fn decode(status: i32) -> Wait {
     if libc::WIFEXITED(status) {
         Wait::Exited(libc::WEXITSTATUS(status))

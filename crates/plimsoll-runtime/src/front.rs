@@ -40,6 +40,8 @@ pub struct RunOptions<'a> {
     pub render: fn(&Certificate) -> String,
     /// Print nothing about the end.
     pub quiet: bool,
+    /// Keep the certificate in the store.
+    pub store: bool,
 }
 
 /// How a run ended.
@@ -258,6 +260,9 @@ fn wait(prepared: Prepared<'_>, end: &End, keeper: i32, passed_on: &SignalSet) -
     let signals = SignalFd::new(passed_on).ok();
     let shared = prepared.job == Job::Shared;
     let own_terminal = prepared.output.as_ref().is_some_and(Plan::has_terminal);
+    // The tree's orphans are the keeper's; only as process 1 we get those of others (`docker exec`).
+    let is_init = rustix::process::getpid() == Pid::INIT;
+    let adopted = if is_init { SignalFd::new(&SignalSet::of(&[libc_sigchld()])).ok() } else { None };
     // The root is not forked from here and keeps the priority that we were given.
     spawn::run_before_others();
     loop {
@@ -265,11 +270,18 @@ fn wait(prepared: Prepared<'_>, end: &End, keeper: i32, passed_on: &SignalSet) -
         if let Some(signals) = &signals {
             fds.push(PollFd::new(signals, PollFlags::IN));
         }
+        if let Some(adopted) = &adopted {
+            fds.push(PollFd::new(adopted, PollFlags::IN));
+        }
         if poll(&mut fds, None).is_err() {
             continue;
         }
         let (spoken, signalled) = (!fds[0].revents().is_empty(), fds.get(1).is_some_and(|fd| !fd.revents().is_empty()));
         drop(fds);
+        if let Some(adopted) = &adopted {
+            while adopted.next().is_some() {}
+            spawn::reap_adopted(keeper);
+        }
         if signalled && let Some(signals) = &signals {
             while let Some(received) = signals.next() {
                 // The terminal's own signals go to its whole foreground group: the root has those already. What a member

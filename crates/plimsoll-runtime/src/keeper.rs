@@ -827,7 +827,9 @@ impl Keeper<'_> {
         } else {
             let _ = self.forget();
         }
-        if let Err(error) = self.store(&certificate) {
+        if self.prepared.options.store
+            && let Err(error) = self.store(&certificate)
+        {
             complain(format!("the certificate is not stored: {error}"));
         }
         if let Some(mut report) = self.prepared.report.take() {

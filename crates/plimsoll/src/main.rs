@@ -1,12 +1,14 @@
 //! `plimsoll`: parses what was typed, hands it to the room that does it, prints what comes back.
 //!
 //! [`cli`] is what was typed and what it means, [`verb`] has one file for each verb, [`render`] turns certificates into text
-//! without printing it, [`output`] prints.
+//! without printing it, [`columns`] lays out tables, [`tone`] says what is loud, [`output`] prints.
 
 mod cli;
+mod columns;
 mod fault;
 mod output;
 mod render;
+mod tone;
 mod verb;
 
 use std::process::ExitCode;
@@ -31,11 +33,12 @@ fn main() -> ExitCode {
         Verb::Schema(_) => Ok(verb::schema::main()),
         Verb::Init(args) => verb::init::main(&args),
         Verb::Up(args) => verb::up::up_main(&args, &paths),
-        Verb::Down(_) => verb::control::tell(&paths, &Command::Down),
+        Verb::Down(_) => verb::control::down(&paths),
         Verb::Status(args) => verb::status::status(&args, &paths),
         Verb::Ps(args) => verb::status::ps(&args, &paths),
+        Verb::Top(args) => verb::top::main(&args, &paths),
         Verb::Logs(args) => verb::control::logs(&args, &paths),
-        Verb::Events(args) => verb::control::events(&args, &paths),
+        Verb::Events(args) => verb::events::events(&args, &paths),
         Verb::Restart(args) => verb::control::tell(&paths, &Command::Restart(args.name)),
         Verb::Stop(args) => verb::control::tell(&paths, &Command::Stop(args.name)),
         Verb::Start(args) => verb::control::tell(&paths, &Command::Start(args.name)),

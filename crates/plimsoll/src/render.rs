@@ -251,7 +251,7 @@ fn command_line(command: &[String]) -> String {
 }
 
 /// Control characters escaped, so that a name cannot steer the terminal.
-fn safe(text: &str) -> String {
+pub(crate) fn safe(text: &str) -> String {
     // The marks that turn the direction of text are no control characters and just as able to deceive.
     let steers = |c: char| {
         c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -299,7 +299,7 @@ fn field(text: &mut String, label: &str, value: &str) {
 }
 
 /// Words wrapped at eighty columns behind an indent; a word that is longer than a line is broken.
-fn wrapped(text: &mut String, indent: &str, words: &str) {
+pub(crate) fn wrapped(text: &mut String, indent: &str, words: &str) {
     let room = WIDTH - indent.len();
     let mut current = String::new();
     let mut length = 0;

@@ -293,3 +293,28 @@ fn a_damaged_history_is_set_aside_with_a_note() {
     assert!(text.contains("plimsoll: note: ") && text.contains("plimsoll.db.corrupt-1"), "{text}");
     assert_eq!(std::fs::read(dir.0.join("plimsoll.db.corrupt-1")).unwrap(), vec![7; 5000]);
 }
+
+#[test]
+fn events_are_kept_when_nothing_runs() {
+    let place = Place::new("events");
+    std::fs::create_dir_all(place.path("state")).unwrap();
+    let row = |seq: u32| format!("{{\"seq\":{seq},\"at\":\"2026-01-02T03:04:05Z\",\"event\":\"going_down\"}}\n");
+    let torn = "{\"seq\":3,\"at";
+    std::fs::write(place.path("state/events.jsonl"), [row(1), row(2), torn.to_owned()].concat()).unwrap();
+    let line = "2026-01-02 03:04:05  stopping everything\n";
+    assert_eq!(place.shell("$PLIMSOLL events"), (Some(0), line.repeat(2)));
+    assert_eq!(place.shell("$PLIMSOLL events --tail 1"), (Some(0), line.to_owned()));
+    assert_eq!(place.shell("$PLIMSOLL events --json --tail 1"), (Some(0), row(2)));
+    assert_eq!(place.shell("$PLIMSOLL events --tail 0"), (Some(0), String::new()));
+    let (code, said) = place.shell("$PLIMSOLL events -f");
+    assert!(code == Some(1) && said.contains("nobody answers at"), "{said}");
+}
+
+#[test]
+fn top_needs_a_terminal() {
+    let place = Place::new("top");
+    for script in ["$PLIMSOLL top </dev/null", "$PLIMSOLL top | cat; exit 2"] {
+        let (code, said) = place.shell(script);
+        assert!(code == Some(2) && said.contains("top needs a terminal, and std"), "{said}");
+    }
+}

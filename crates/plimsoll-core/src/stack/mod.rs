@@ -12,6 +12,7 @@
 //! | `backoff`, `health`, `ladder`, `cpu`, `reclaim`, `look` | one replica: restarts, probes, its line, its processor, when to look |
 //! | `admission`, `victim`, `depend`, `autoscale`, `alerts` | all of them: who may start, who has to go, in which order, how many, who is told |
 //! | `replica`, `service` | what is kept of each |
+//! | `started` | whether it has come up |
 //! | `remember` | what is kept beyond the supervisor's life |
 //! | `load`, `commands`, `life`, `pressure`, `settle` | the steps: what a file changes, what was asked, starts and ends, measures, and what follows |
 //!
@@ -42,6 +43,7 @@ pub mod sabotage;
 mod service;
 mod settle;
 pub mod snapshot;
+mod started;
 #[cfg(test)]
 mod tests;
 pub mod victim;
@@ -110,6 +112,7 @@ pub struct Stack {
     is_told_nobody: bool,
     next_census: Duration,
     is_loaded: bool,
+    has_started: bool,
     is_going_down: bool,
     is_finished: bool,
     sabotage: Sabotage,
@@ -144,6 +147,7 @@ impl Stack {
             is_told_nobody: false,
             next_census: CENSUS,
             is_loaded: false,
+            has_started: false,
             is_going_down: false,
             is_finished: false,
             sabotage: Sabotage::default(),
@@ -180,6 +184,7 @@ impl Stack {
         self.refuse_guests(effects);
         self.look_at_alerts(effects);
         self.answer_pending(effects);
+        self.look_whether_started();
         self.due = self.find_due();
     }
 

@@ -173,6 +173,8 @@ pub(super) struct Replica {
     /// Of former runs.
     pub(super) oom_kills: u64,
     pub(super) last_cause: Option<Cause>,
+    /// It was available once.
+    pub(super) was_up: bool,
     /// What it waits for.
     pub(super) waiting: Option<Waiting>,
 }
@@ -192,6 +194,7 @@ impl Replica {
             restarts: 0,
             oom_kills: 0,
             last_cause: None,
+            was_up: false,
             waiting: None,
         }
     }

@@ -566,3 +566,42 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_stack_has_started_when_nobody_is_waited_for_any_more() {
+    let mut store = ServiceSpec { healthcheck: Some(checked()), ..always() };
+    store.restart = RestartPolicy::OnFailure(Some(1));
+    let mut api = always();
+    api.depends_on.insert("store".to_owned(), Condition::Healthy);
+    let spec = [("api", api), ("store", store)];
+    let mut bench = Bench::new(&spec);
+    let first = bench.starts();
+    bench.run(&first[0]);
+    assert!(!bench.stack.has_started(), "it is not healthy yet, and one waits for it");
+    let starts_of_api = starts(&bench.pass(S(2)));
+    assert!(!bench.stack.has_started());
+    bench.run(&starts_of_api[0]);
+    assert!(bench.stack.has_started());
+    bench.exit(&starts_of_api[0], Cause::Crashed);
+    assert!(bench.stack.has_started(), "once is enough");
+
+    let mut bench = Bench::new(&spec);
+    let first = bench.starts();
+    bench.run(&first[0]);
+    bench.exit(&first[0], Cause::Crashed);
+    assert_eq!(bench.states(), [State::Starting, State::BackingOff]);
+    assert!(!bench.stack.has_started(), "it is tried again");
+    let again = starts(&bench.pass(S(1)));
+    bench.run(&again[0]);
+    bench.exit(&again[0], Cause::Crashed);
+    assert_eq!(bench.states(), [State::Starting, State::Failed]);
+    assert!(bench.stack.has_started(), "the one was given up, and the other waits for it in vain");
+
+    let large = ServiceSpec { mem_reservation: Some(900 * MIB), ..always() };
+    let mut bench = Bench::new(&[("a", large.clone()), ("b", large)]);
+    bench.run_all();
+    assert_eq!(bench.states(), [State::Running, State::Starting]);
+    assert!(bench.stack.has_started(), "room may never come");
+    bench.command(1, Command::Down);
+    assert!(bench.stack.is_stopping());
+}

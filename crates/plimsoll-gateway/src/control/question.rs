@@ -54,6 +54,16 @@ pub enum Command {
         /// How many.
         replicas: u32,
     },
+    /// `/api/v1/join?name=NAME&bytes=N&patience_ms=N`: room for somebody else's run; held as long as the answer, a stream,
+    /// is not closed.
+    Join {
+        /// What it is called.
+        name: String,
+        /// How much, bytes.
+        bytes: u64,
+        /// How long it waits at most, milliseconds.
+        patience_ms: u64,
+    },
 }
 
 impl Question {
@@ -75,6 +85,9 @@ impl Command {
             Self::Start(service) => format!("/api/v1/services/{service}/start"),
             Self::Stop(service) => format!("/api/v1/services/{service}/stop"),
             Self::Scale { service, replicas } => format!("/api/v1/services/{service}/scale?replicas={replicas}"),
+            Self::Join { name, bytes, patience_ms } => {
+                format!("/api/v1/join?name={name}&bytes={bytes}&patience_ms={patience_ms}")
+            }
         }
     }
 }
@@ -113,6 +126,7 @@ pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<
             ("logs", None, None) => gets(logs(query)?),
             ("down", None, None) => does(Command::Down),
             ("reload", None, None) => does(Command::Reload),
+            ("join", None, None) => does(join(query)?),
             ("services", Some(service), Some("restart")) => does(Command::Restart(name(service)?)),
             ("services", Some(service), Some("start")) => does(Command::Start(name(service)?)),
             ("services", Some(service), Some("stop")) => does(Command::Stop(name(service)?)),
@@ -125,6 +139,14 @@ pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<
         },
         _ => Err(Miss::NotFound),
     }
+}
+
+fn join(query: Option<&str>) -> Result<Command, Miss> {
+    let name = value(query, "name").map(name).transpose()?.ok_or(Miss::Bad("join takes name=NAME"))?;
+    let number = |key: &str| value(query, key).and_then(|number| number.parse().ok());
+    let bytes = number("bytes").ok_or(Miss::Bad("join takes bytes=N"))?;
+    let patience_ms = number("patience_ms").ok_or(Miss::Bad("join takes patience_ms=N"))?;
+    Ok(Command::Join { name, bytes, patience_ms })
 }
 
 fn logs(query: Option<&str>) -> Result<Question, Miss> {
@@ -187,13 +209,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn commands_are_read_back(service in "[a-zA-Z0-9._-]{1,30}", replicas in any::<u32>(), which in 0..6) {
+        fn commands_are_read_back(service in "[a-zA-Z0-9._-]{1,30}", replicas in any::<u32>(), bytes in any::<u64>(), which in 0..7) {
             let command = match which {
                 0 => Command::Down,
                 1 => Command::Reload,
                 2 => Command::Restart(service),
                 3 => Command::Start(service),
                 4 => Command::Stop(service),
+                5 => Command::Join { name: service, bytes, patience_ms: u64::from(replicas) },
                 _ => Command::Scale { service, replicas },
             };
             let target = command.target();

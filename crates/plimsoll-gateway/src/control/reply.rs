@@ -86,6 +86,12 @@ impl Reply {
         let _ = self.0.send(response(answer));
     }
 
+    /// Whoever asked waits no longer.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Begins a stream with status 200, which ends when the [`Stream`] is dropped.
     #[must_use]
     pub fn stream(self, kind: Kind) -> Stream {

@@ -189,6 +189,20 @@ impl Group {
         self.event("memory.usage_in_bytes", &arguments)
     }
 
+    /// Changes the memory limit, with no swap beyond it where that can be said; read back.
+    ///
+    /// # Errors
+    /// [`KernelError`] names the file and the value: lowering it below what is held, and cannot be reclaimed, is refused.
+    pub fn change_memory(&self, bytes: u64) -> Result<(), KernelError> {
+        let total = "memory.memsw.limit_in_bytes";
+        let limits = Limits { memory: Some(bytes), memory_swap: Some(bytes), ..Limits::default() };
+        // The total may never be the smaller of the two, on the way neither.
+        if self.memory.file(total).exists() && self.memory.number(total).is_ok_and(|before| before < bytes) {
+            self.memory.set(total, bytes, PAGE)?;
+        }
+        set_limits(&self.memory, None, None, &limits)
+    }
+
     fn event(&self, file: &str, arguments: &[String]) -> Result<std::os::fd::OwnedFd, KernelError> {
         use std::os::fd::AsRawFd;
         let path = self.memory.file(file);

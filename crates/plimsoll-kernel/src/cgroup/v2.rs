@@ -1,6 +1,6 @@
 //! Controllers of the unified hierarchy.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plimsoll_model::ending::{Delta, GroupCounters};
@@ -35,7 +35,7 @@ pub struct Group {
 
 /// Our own process was moved into a leaf below a delegated group, so that its controllers could be enabled.
 #[derive(Debug)]
-struct Leaf {
+pub struct Leaf {
     delegated: Dir,
     leaf: Dir,
 }
@@ -83,7 +83,7 @@ impl Group {
         };
         let base = Dir(base.clone());
         let leaf = match delegated {
-            Some(delegated) => enter_leaf(&Dir(delegated.clone()))?,
+            Some(delegated) => enter_leaf(delegated)?,
             None => None,
         };
         let dir = Dir(base.0.join(id));
@@ -126,7 +126,7 @@ impl Group {
 
     /// The directory that the root is cloned into.
     #[must_use]
-    pub fn path(&self) -> &std::path::Path {
+    pub fn path(&self) -> &Path {
         &self.dir.0
     }
 
@@ -169,6 +169,33 @@ impl Group {
     #[must_use]
     pub fn throttled(&self) -> Option<Duration> {
         Some(Duration::from_micros(self.dir.keyed("cpu.stat", "throttled_usec").ok()?))
+    }
+
+    /// Changes the memory limit, with no swap beyond it; read back. What is held above it is reclaimed, or killed.
+    ///
+    /// # Errors
+    /// [`KernelError`] names the file and the value.
+    pub fn change_memory(&self, bytes: u64, on_limit: OnLimit) -> Result<(), KernelError> {
+        let limits = Limits { memory: Some(bytes), memory_swap: Some(bytes), ..Limits::default() };
+        set_limits(&self.dir, &limits, on_limit)
+    }
+
+    /// A descriptor that polls POLLPRI when members waited for memory for a tenth of a second within one, at most once a
+    /// second. Without PSI there is none.
+    ///
+    /// # Errors
+    /// The file that could not be opened, or took no trigger.
+    pub fn pressure_events(&self) -> Result<std::os::fd::OwnedFd, KernelError> {
+        let path = self.dir.file("memory.pressure");
+        let file = open(&path, OFlags::RDWR | OFlags::NONBLOCK)
+            .map_err(|source| KernelError::Read { path: path.clone(), source })?;
+        let trigger = "some 100000 1000000";
+        rustix::io::write(&file, trigger.as_bytes()).map_err(|error| KernelError::Write {
+            path,
+            value: trigger.to_owned(),
+            source: error.into(),
+        })?;
+        Ok(file)
     }
 
     /// A descriptor that polls POLLPRI when one of the group's memory events happened.
@@ -263,7 +290,8 @@ fn enable(dir: &Dir) -> Result<(), KernelError> {
 }
 
 /// Below a group delegated to us controllers can only be enabled when no process is in it: ours goes into a leaf.
-fn enter_leaf(delegated: &Dir) -> Result<Option<Leaf>, KernelError> {
+pub(crate) fn enter_leaf(delegated: &Path) -> Result<Option<Leaf>, KernelError> {
+    let delegated = &Dir(delegated.to_owned());
     if enable(delegated).is_ok() {
         return Ok(None);
     }
@@ -278,8 +306,8 @@ fn enter_leaf(delegated: &Dir) -> Result<Option<Leaf>, KernelError> {
 }
 
 impl Leaf {
-    /// Back into the delegated group: its controllers must be off again first.
-    fn leave(&self) {
+    /// Back into the delegated group, by the last one that is in the leaf: its controllers must be off again first.
+    pub fn leave(&self) {
         let off: Vec<String> = CONTROLLERS.iter().map(|name| format!("-{name}")).collect();
         // Another run of ours may still need them; then we stay, and the last one clears up.
         if self.delegated.write("cgroup.subtree_control", &off.join(" ")).is_ok() {

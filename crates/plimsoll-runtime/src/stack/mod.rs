@@ -5,7 +5,10 @@
 //! the guard, which hears of it by the end of a socket, sweeps the rest by the budget's group and the tag. When the guard
 //! is killed the supervisor stops everything. When both are, the next plimsoll of any verb sweeps.
 
+pub mod detached;
 pub mod journal;
+mod kept;
+mod notify;
 mod output;
 mod replica;
 mod supervisor;
@@ -13,10 +16,12 @@ mod supervisor;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use plimsoll_kernel::boundary;
 use plimsoll_kernel::cgroup::Found;
 use plimsoll_kernel::signal::{SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Fork, Wait};
 use plimsoll_model::stack::StackSpec;
+use plimsoll_store::Occupied;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use supervisor::Supervisor;
@@ -31,8 +36,10 @@ pub struct StackOptions {
     pub directory: PathBuf,
     /// What this machine gives us.
     pub found: Found,
-    /// Memory of the machine or container, bytes.
+    /// Memory of the machine or container, bytes,
     pub total: u64,
+    /// and what it is when asked again: a container's may change.
+    pub capacity: fn() -> Option<u64>,
     /// Processors.
     pub cores: u32,
     /// Directory of the certificates, the journal and the logs, made already.
@@ -41,8 +48,12 @@ pub struct StackOptions {
     pub runtime_dir: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// The state directory is ours.
+    pub occupied: Occupied,
     /// Takes a line for the operator.
     pub say: Box<dyn FnMut(&str)>,
+    /// Called once the start is over.
+    pub started: Box<dyn FnMut()>,
 }
 
 /// Runs a stack until it is down. This process must have a single thread.
@@ -54,6 +65,8 @@ pub fn up(mut options: StackOptions) -> Result<u8, String> {
     let signals = supervisor::signals();
     let mask = signals.block().map_err(words)?;
     spawn::become_subreaper().map_err(words)?;
+    // Before there are two: a delegated group can only be divided when nobody is in it.
+    let leaf = boundary::enter_leaf(&options.found).map_err(words)?;
     let (ours, theirs) = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::SEQPACKET,
@@ -69,7 +82,11 @@ pub fn up(mut options: StackOptions) -> Result<u8, String> {
         }
         Fork::Parent(supervisor) => {
             drop(theirs);
-            Ok(guard(&options, &signals, &ours, supervisor))
+            let code = guard(&options, &signals, &ours, supervisor);
+            if let Some(leaf) = leaf {
+                leaf.leave();
+            }
+            Ok(code)
         }
     }
 }
@@ -103,7 +120,10 @@ fn guard(options: &StackOptions, signals: &SignalSet, supervisor_end: &std::os::
         let gone = !fds[0].revents().is_empty();
         drop(fds);
         while let Some(received) = signals.as_ref().and_then(SignalFd::next) {
-            if received.signal != rustix::process::Signal::CHILD.as_raw() {
+            if received.signal == rustix::process::Signal::CHILD.as_raw() {
+                // As process 1 of a container it gets the orphans of whoever was let in (`docker exec`).
+                spawn::reap_adopted(supervisor);
+            } else {
                 let _ = plimsoll_kernel::signal::send(supervisor, received.signal);
             }
         }

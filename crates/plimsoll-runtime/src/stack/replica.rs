@@ -17,13 +17,14 @@ use plimsoll_kernel::cgroup::{Found, teardown};
 use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::kmsg::Kmsg;
 use plimsoll_kernel::procfs::Process;
-use plimsoll_kernel::signal::SignalSet;
+use plimsoll_kernel::signal::{self, SignalSet};
 use plimsoll_kernel::spawn::{Job, Launch, SpawnError};
 use plimsoll_kernel::tree::{kill_process, members_of_group, raise_scores};
 use plimsoll_model::ending::{Decision, Delta, Ending, RootExit, Victim};
 use plimsoll_model::stack::ServiceSpec;
-use plimsoll_model::{Certificate, Limits, Member, OnLimit, RunId, Sample};
+use plimsoll_model::{Cause, Certificate, Limits, Member, OnLimit, RunId, Sample};
 
+use super::kept::{self, Kept};
 use crate::certify::{Facts, certify};
 use crate::front::host_oom_kills;
 use crate::keeper::TAG;
@@ -47,6 +48,8 @@ pub(super) struct Replica {
     pub(super) id: RunId,
     pub(super) boundary: Boundary,
     pub(super) root: Process,
+    /// Where there is no group: the run that keeps it.
+    kept: Option<Kept>,
     pub(super) port: Option<u16>,
     /// Its output; `None` when it has closed it.
     pub(super) output: Option<OwnedFd>,
@@ -97,6 +100,8 @@ pub(super) struct Ground<'a> {
     /// The stack's own id: the tag of everybody in it.
     pub(super) tag: &'a str,
     pub(super) mask: SignalSet,
+    /// Where runs that keep replicas report.
+    pub(super) reports: &'a Path,
     /// `/dev/null`, for standard input.
     pub(super) null: BorrowedFd<'a>,
     /// The registry's lock, which a child on its way to exec must not hold.
@@ -131,7 +136,8 @@ pub(super) fn environment(
     set("PLIMSOLL_REPLICA", instance.replica.to_string());
     more.iter().for_each(|(key, value)| set(key, value.clone()));
     set(TAG, tag.to_owned());
-    let mut all: Vec<_> = std::env::vars_os().filter(|(key, _)| !own.iter().any(|(ours, _)| ours == key)).collect();
+    let mut all: Vec<_> =
+        super::notify::inherited().filter(|(key, _)| !own.iter().any(|(ours, _)| ours == key)).collect();
     all.append(&mut own);
     all
 }
@@ -155,8 +161,9 @@ impl Replica {
         let id = RunId::new(started_at.as_millisecond().unsigned_abs(), u32::from_ne_bytes(random));
         let boundary =
             Boundary::make(ground.found, id.as_str(), &limits, spec.on_limit).map_err(|error| error.to_string())?;
-        let started = Self::launch(ground, &boundary, &instance, spec, &limits, port, stage_file);
-        let (pid, output) = match started {
+        let report = matches!(boundary, Boundary::Watchdog).then(|| ground.reports.join(format!("{id}.json")));
+        let started = Self::launch(ground, &boundary, &instance, spec, &limits, port, stage_file, report.as_deref());
+        let (child, output) = match started {
             Ok(started) => started,
             Err(why) => {
                 teardown::kill_until_empty(&boundary.directories(), || {});
@@ -164,7 +171,15 @@ impl Replica {
                 return Err(why);
             }
         };
-        let root = Process::of(pid).unwrap_or(Process { pid, start_ticks: 0 });
+        let (kept, root) = match report {
+            Some(report) => {
+                let (kept, root) = Kept::find(child, report);
+                (Some(kept), root)
+            }
+            None => (None, Process::of(child).ok()),
+        };
+        let pid = root.map_or(child, |root| root.pid);
+        let root = root.unwrap_or(Process { pid, start_ticks: 0 });
         let command: Vec<String> = spec.command.iter().map(|word| with_port(word, port)).collect();
         let secrets = redact::secret_values(spec.environment.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         let mut roll = Roll::default();
@@ -178,6 +193,7 @@ impl Replica {
             id,
             boundary,
             root,
+            kept,
             port,
             output: Some(output),
             limits,
@@ -196,6 +212,7 @@ impl Replica {
         })
     }
 
+    #[expect(clippy::too_many_arguments, reason = "each is decided elsewhere, and all of them once")]
     fn launch(
         ground: &Ground<'_>,
         boundary: &Boundary,
@@ -204,21 +221,28 @@ impl Replica {
         limits: &Limits,
         port: Option<u16>,
         stage_file: &Path,
+        report: Option<&Path>,
     ) -> Result<(i32, OwnedFd), String> {
         let (output, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| e.to_string())?;
         rustix::io::ioctl_fionbio(&output, true).map_err(|error| error.to_string())?;
-        let command: Vec<OsString> = spec.command.iter().map(|word| with_port(word, port).into()).collect();
-        let stage = [("PLIMSOLL_STAGE_FILE", stage_file.display().to_string())];
+        let mut command: Vec<OsString> = spec.command.iter().map(|word| with_port(word, port).into()).collect();
+        let mut env = environment(spec, ground.tag, instance, port, &[]);
+        if let Some(report) = report {
+            command = kept::command(&command, &instance.service, limits, spec.on_limit, report);
+            // The run has a tag of its own, and ends its tree itself when it has lost us.
+            env.retain(|(key, _)| key != TAG);
+        }
+        env.push(("PLIMSOLL_STAGE_FILE".into(), stage_file.into()));
         let (join, into) = boundary.entrance();
         let launch = Launch {
             command: &command,
-            env: environment(spec, ground.tag, instance, port, &stage),
+            env,
             workdir: Some(&spec.working_dir),
             stdio: [Some(ground.null), Some(theirs.as_fd()), Some(theirs.as_fd())],
             join,
             into,
             lock: Some(ground.lock),
-            oom_score_adj: limits.oom_score_adj,
+            oom_score_adj: if report.is_some() { None } else { limits.oom_score_adj },
             job: Job::Own,
             mask: ground.mask,
         };
@@ -231,8 +255,13 @@ impl Replica {
 
     /// What it holds and has used, and whether it gets anywhere; `None` when the kernel does not tell (any more).
     pub(super) fn look(&mut self) -> Option<Looked> {
-        let memory_bytes = self.boundary.usage()?;
-        let processes = u32::try_from(self.boundary.processes().unwrap_or(0)).unwrap_or(u32::MAX);
+        let (memory_bytes, processes, cpu) = match &mut self.kept {
+            Some(kept) => kept.look(),
+            None => {
+                let processes = u32::try_from(self.boundary.processes().unwrap_or(0)).unwrap_or(u32::MAX);
+                (self.boundary.usage()?, processes, self.boundary.cpu().unwrap_or_default())
+            }
+        };
         let at = self.started.elapsed();
         self.history.push(Sample { at_ms: at.as_millis() as u64, memory_bytes, processes });
         let line = self.limits.memory.unwrap_or(u64::MAX);
@@ -240,13 +269,12 @@ impl Replica {
             self.listed = at;
             let members = self.members();
             if !members.is_empty() {
-                if self.on_limit == OnLimit::Largest {
+                if self.on_limit == OnLimit::Largest && self.kept.is_none() {
                     raise_scores(members.iter().map(|member| member.pid), self.root.pid);
                 }
                 self.roll.call(members, &self.secrets);
             }
         }
-        let cpu = self.boundary.cpu().unwrap_or_default();
         let sample = TreeSample {
             instance: self.instance.clone(),
             memory_bytes,
@@ -290,14 +318,38 @@ impl Replica {
 
     /// Its members now, largest first.
     pub(super) fn members(&self) -> Vec<Member> {
+        if let Some(kept) = &self.kept {
+            return kept.members();
+        }
         let pids = self.boundary.members();
         members_of_group(&pids[..pids.len().min(LISTED)], self.root.pid)
+    }
+
+    /// The process that we wait for: the root, or the run that keeps it.
+    pub(super) fn child(&self) -> i32 {
+        self.kept.as_ref().map_or(self.root.pid, |kept| kept.front)
+    }
+
+    /// Asks its root to end.
+    pub(super) fn ask_to_end(&self, number: i32) {
+        match &self.kept {
+            Some(kept) => kept.signal(number),
+            None => {
+                let _ = signal::send(self.root.pid, number);
+                let _ = signal::send(self.root.pid, rustix::process::Signal::CONT.as_raw());
+            }
+        }
     }
 
     /// Begins its end: gathers what can only be known before. Everything is to be killed then ([`Replica::kill`]).
     pub(super) fn begin_end(&mut self, exit: RootExit) {
         if self.ending.is_some() {
             return;
+        }
+        if let Some(kept) = &mut self.kept
+            && exit != RootExit::Unknown
+        {
+            kept.front_ended();
         }
         let members = self.members();
         if !members.is_empty() {
@@ -308,7 +360,10 @@ impl Replica {
             at: clock::wall(),
             since: Instant::now(),
             runtime: self.started.elapsed(),
-            bytes_freed: self.boundary.usage().unwrap_or(0),
+            bytes_freed: self
+                .boundary
+                .usage()
+                .unwrap_or_else(|| self.history.last_minute().last().map_or(0, |sample| sample.memory_bytes)),
         });
     }
 
@@ -316,6 +371,15 @@ impl Replica {
     /// ended when it is among them. Answers whether nothing is left, or nothing more can be done.
     pub(super) fn kill(&mut self, patience: Duration, mut reap: impl FnMut() -> Option<RootExit>) -> bool {
         let mut exit = None;
+        if let Some(kept) = &mut self.kept {
+            let gone = kept.kill(patience, || {
+                exit = reap().or(exit);
+                exit.is_some()
+            });
+            let Some(begun) = &mut self.ending else { return true };
+            begun.exit = exit.unwrap_or(begun.exit);
+            return gone || begun.since.elapsed() > PATIENCE;
+        }
         let left = teardown::kill_for(&self.boundary.directories(), patience, || exit = reap().or(exit));
         let Some(begun) = &mut self.ending else { return true };
         begun.exit = exit.unwrap_or(begun.exit);
@@ -324,6 +388,9 @@ impl Replica {
 
     /// Its root's end came while it was being killed.
     pub(super) fn root_ended(&mut self, exit: RootExit) {
+        if let Some(kept) = &mut self.kept {
+            kept.front_ended();
+        }
         if let Some(begun) = &mut self.ending {
             begun.exit = exit;
         }
@@ -331,7 +398,18 @@ impl Replica {
 
     /// Judges and certifies its end, and removes its group.
     pub(super) fn finish(mut self) -> Option<Ended> {
-        let begun = self.ending.take()?;
+        let mut begun = self.ending.take()?;
+        if let Some(certificate) = self.kept.as_ref().and_then(Kept::certificate) {
+            if self.decision.is_none() {
+                return Some(self.ended_as_kept(certificate, begun.bytes_freed));
+            }
+            // Only we know why; how its root ended, the keeper does.
+            begun.exit = match (certificate.exit.code, certificate.exit.signal) {
+                (Some(code), _) => RootExit::Code(code),
+                (None, Some(number)) => RootExit::Signal(number),
+                (None, None) => RootExit::Unknown,
+            };
+        }
         let survivors = teardown::members_of(&self.boundary.directories()).len();
         let own = self.boundary.counters().ok().flatten();
         let host = self.host_oom_kills.zip(host_oom_kills()).map(|(before, after)| Delta { before, after });
@@ -381,6 +459,15 @@ impl Replica {
             certificate,
             trouble: removed.err().map(|error| error.to_string()),
         })
+    }
+}
+
+impl Replica {
+    /// The keeper's certificate is ours.
+    fn ended_as_kept(&self, certificate: Certificate, bytes_freed: u64) -> Ended {
+        let own_kill = certificate.cause == Cause::MemoryLimit && certificate.tree.killed_inside == 0;
+        let oom_kills = certificate.tree.killed_inside + u64::from(own_kill);
+        Ended { certificate, bytes_freed, oom_kills, trouble: None }
     }
 }
 

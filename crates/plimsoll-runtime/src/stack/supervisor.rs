@@ -8,6 +8,9 @@
 
 mod answers;
 mod errands;
+mod exposition;
+mod metrics;
+mod standing;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -27,7 +30,7 @@ use plimsoll_kernel::cgroup::{Found, teardown};
 use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::host::machine_memory;
 use plimsoll_kernel::procfs::{CpuTimes, parse_cpu_times, parse_loadavg, parse_pressure, read_file};
-use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
+use plimsoll_kernel::signal::{SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Wait};
 use plimsoll_model::ending::RootExit;
 use plimsoll_model::stack::ServiceSpec;
@@ -41,8 +44,10 @@ use super::journal::Journal;
 use super::output::Logs;
 use super::replica::{Ground, Replica};
 use crate::front::boot_id;
-use answers::in_words;
+use crate::keeper::kill_tagged;
 use errands::Errand;
+use metrics::Sums;
+use standing::Standing;
 
 /// Questions that wait for the loop; more are told that nobody answers.
 const QUESTIONS: usize = 64;
@@ -60,12 +65,16 @@ const ONE_TRY: Duration = Duration::from_millis(50);
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// So often is looked whether those that were admitted to the budget are still there.
+const LOOK_FOR_GUESTS: Duration = Duration::from_millis(500);
+
 /// A public address that could not be had is tried again after this.
 const RETRY_PORTS: Duration = Duration::from_secs(1);
 
 const SIGNALS: u64 = 0;
 const GUARD: u64 = 1;
 const BELL: u64 = 2;
+const SHORTAGE: u64 = 3;
 const FIRST_REPLICA: u64 = 16;
 
 /// What the room that speaks HTTP hands over.
@@ -82,7 +91,12 @@ pub(super) struct Supervisor<'o> {
     todo: VecDeque<Effect>,
     id: RunId,
     budget: Boundary,
+    /// What is in force as its limit, bytes.
+    budget_bytes: u64,
+    /// Tells of memory becoming short in it.
+    shortage: Option<OwnedFd>,
     found: Found,
+    reports: PathBuf,
     registration: Registration,
     mask: SignalSet,
     null: OwnedFd,
@@ -100,10 +114,13 @@ pub(super) struct Supervisor<'o> {
     gateway: Gateway,
     words: Receiver<Word>,
     replies: BTreeMap<u64, Reply>,
+    /// Rooms of others' runs in our budget: each is held until its stream is closed.
+    leases: BTreeMap<u64, Stream>,
     next_request: u64,
     events: Vec<Stream>,
     followers: Vec<(Option<String>, Stream)>,
-    counters: BTreeMap<&'static str, u64>,
+    sums: Sums,
+    standing: Standing,
     cpu_times: Option<CpuTimes>,
     io_wait_percent: Option<f64>,
     /// What goes wrong at this moment beside the services themselves, by what it is about.
@@ -141,9 +158,6 @@ impl<'o> Supervisor<'o> {
         let mut random = [0; 4];
         let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
         let id = RunId::new(wall.as_millisecond().unsigned_abs(), u32::from_ne_bytes(random));
-        let Some(parent) = options.found.parent.clone() else {
-            return Err(format!("services are held by groups, and none can be had here: {}", options.found.reason));
-        };
         let total = options.spec.budget.bytes(options.total);
         // No swap beyond it where that can be said; one replica goes at the kernel's choice, never all.
         let limits = Limits {
@@ -187,7 +201,16 @@ impl<'o> Supervisor<'o> {
                 return Err(undo(registration, why));
             }
         };
-        let found = Found { parent: Some(parent.below(id.as_str())), ..options.found.clone() };
+        let parent = options.found.parent.as_ref().map(|parent| parent.below(id.as_str()));
+        let found = Found { parent, ..options.found.clone() };
+        let reports = options.runtime_dir.join("reports");
+        // Of a supervisor that was killed: nobody reads them any more.
+        let _ = std::fs::remove_dir_all(&reports);
+        let _ = std::fs::remove_dir_all(options.runtime_dir.join("stages"));
+        if let Err(error) = std::fs::create_dir_all(&reports) {
+            let _ = budget.remove();
+            return Err(undo(registration, format!("{}: {error}", reports.display())));
+        }
         Ok(Self {
             stack: Stack::new(options.total, options.cores),
             options,
@@ -195,7 +218,10 @@ impl<'o> Supervisor<'o> {
             todo: VecDeque::new(),
             id,
             budget,
+            budget_bytes: total,
+            shortage: None,
             found,
+            reports,
             registration,
             mask,
             null,
@@ -212,10 +238,12 @@ impl<'o> Supervisor<'o> {
             gateway,
             words,
             replies: BTreeMap::new(),
+            leases: BTreeMap::new(),
             next_request: 1,
             events: Vec::new(),
             followers: Vec::new(),
-            counters: BTreeMap::new(),
+            sums: Sums::default(),
+            standing: Standing::new(),
             cpu_times: None,
             io_wait_percent: None,
             troubles: BTreeMap::new(),
@@ -233,8 +261,9 @@ impl<'o> Supervisor<'o> {
             rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
                 .map_err(|error| error.to_string())?;
         let bell = Arc::new(bell);
-        epoll::add(&epoll, &*bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
-            .map_err(|e| e.to_string())?;
+        // By edge: each ring wakes once, and nobody has to read the bell.
+        let ring_once = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &*bell, epoll::EventData::new_u64(BELL), ring_once).map_err(|e| e.to_string())?;
         let (say, words) = sync_channel::<Word>(QUESTIONS);
         let ring = move |say: &SyncSender<Word>, bell: &OwnedFd, word: Word| {
             if say.try_send(word).is_ok() {
@@ -273,17 +302,21 @@ impl<'o> Supervisor<'o> {
         self.journal.keep(|name| spec.services.contains_key(name));
         let remembered = self.journal.remembered();
         self.input(Input::Remember(remembered));
+        self.listen_for_shortage();
         self.input(Input::Load { request: None, spec });
         self.perform();
+        self.tell_how_it_stands();
         while !(self.finished && self.replicas.is_empty() && self.dying.is_empty()) {
             self.wait(signals, guard);
             self.end_slow_errands();
             self.bury(false);
             self.retry_ports();
+            self.see_off_guests();
             if self.stack.next_due().is_some_and(|due| self.now() >= due) {
                 self.input(Input::Tick);
             }
             self.perform();
+            self.tell_how_it_stands();
         }
         self.close();
         Ok(())
@@ -293,7 +326,13 @@ impl<'o> Supervisor<'o> {
         let mut due = self.stack.next_due().map(|due| due.saturating_sub(self.now()));
         let now = Instant::now();
         let errands = self.errands.values().map(|errand| errand.deadline);
-        let others = errands.chain(self.dying.iter().map(|dying| dying.again)).chain(self.retry_ports);
+        // Nobody rings when a guest hangs up.
+        let guests = (!self.leases.is_empty() || !self.replies.is_empty()).then(|| now.after(LOOK_FOR_GUESTS));
+        let others = errands
+            .chain(guests)
+            .chain(self.dying.iter().map(|dying| dying.again))
+            .chain(self.retry_ports)
+            .chain(self.standing.due());
         for at in others {
             let left = at.since(now);
             due = Some(due.map_or(left, |due| due.min(left)));
@@ -319,8 +358,48 @@ impl<'o> Supervisor<'o> {
                         self.answer_word(word);
                     }
                 }
+                SHORTAGE => self.memory_is_short(),
                 token => self.replica_ready(token),
             }
+        }
+    }
+
+    /// Also between two looks the kernel tells when the budget fills up.
+    fn listen_for_shortage(&mut self) {
+        let marks = [70, 80, 90].map(|percent| self.budget_bytes / 100 * percent);
+        self.shortage = self.budget.shortage(&marks);
+        let flags = match self.budget {
+            Boundary::V2(_) => epoll::EventFlags::PRI,
+            _ => epoll::EventFlags::IN,
+        };
+        if let Some(fd) = &self.shortage {
+            let _ = epoll::add(&self.epoll, fd, epoll::EventData::new_u64(SHORTAGE), flags);
+        }
+    }
+
+    fn memory_is_short(&mut self) {
+        if let (Boundary::V1(_), Some(fd)) = (&self.budget, &self.shortage) {
+            let _ = rustix::io::read(fd, &mut [0; 8]);
+        }
+        let all: Vec<Instance> = self.replicas.keys().cloned().collect();
+        self.look(&all);
+    }
+
+    /// What the file, or the machine, says of the budget now is put in force.
+    fn adapt_budget(&mut self) {
+        let bytes = self.snapshot().budget.limit_bytes;
+        if bytes == self.budget_bytes {
+            return;
+        }
+        match self.budget.change_memory(bytes, OnLimit::Largest) {
+            Ok(()) => {
+                self.budget_bytes = bytes;
+                self.trouble("budget", None);
+                if self.shortage.take().is_some() {
+                    self.listen_for_shortage();
+                }
+            }
+            Err(error) => self.trouble("budget", Some(format!("its limit stays as it was: {error}"))),
         }
     }
 
@@ -401,7 +480,7 @@ impl<'o> Supervisor<'o> {
                 self.dying.push(dying);
                 continue;
             }
-            let root = dying.replica.root.pid;
+            let root = dying.replica.child();
             let mut others = Vec::new();
             let gone = dying.replica.kill(ONE_TRY, || {
                 let mut found = None;
@@ -428,11 +507,13 @@ impl<'o> Supervisor<'o> {
     }
 
     fn buried(&mut self, replica: Replica) {
-        let (root, instance) = (replica.root.pid, replica.instance.clone());
-        self.roots.remove(&root);
+        let instance = replica.instance.clone();
+        self.roots.remove(&replica.child());
         self.forget_errands(&instance);
+        self.sums.bury(&replica);
         let Some(ended) = replica.finish() else { return };
         let certificate = &ended.certificate;
+        self.sums.add_survivors(u64::from(certificate.tree.survivors));
         let end = End {
             cause: certificate.cause,
             code: certificate.exit.code,
@@ -555,8 +636,7 @@ impl Supervisor<'_> {
             Effect::Stop { instance, signal: number, decision, .. } => {
                 if let Some(replica) = self.replicas.get_mut(&instance) {
                     replica.decision.get_or_insert(decision);
-                    let _ = signal::send(replica.root.pid, number);
-                    let _ = signal::send(replica.root.pid, Signal::CONT.as_raw());
+                    replica.ask_to_end(number);
                 }
             }
             Effect::Kill { instance, decision } => {
@@ -593,11 +673,7 @@ impl Supervisor<'_> {
             Effect::Census => self.census(),
             Effect::Emit(event) => self.emit(&event),
             Effect::Deliver { delivery, event } => self.deliver(delivery, &event),
-            Effect::Answer { request, answer } => {
-                if let Some(reply) = self.replies.remove(&request.0) {
-                    reply.send(in_words(&answer));
-                }
-            }
+            Effect::Answer { request, answer } => self.answer(request, &answer),
             Effect::Finished => self.finished = true,
         }
     }
@@ -606,6 +682,7 @@ impl Supervisor<'_> {
         Ground {
             found: &self.found,
             tag: self.id.as_str(),
+            reports: &self.reports,
             mask: self.mask,
             null: self.null.as_fd(),
             lock: self.registration.as_fd(),
@@ -633,7 +710,7 @@ impl Supervisor<'_> {
         let _ = watch(replica.oom_events.as_ref(), token | 1, notices);
         self.tokens.insert(token, instance.clone());
         let pid = replica.root.pid;
-        self.roots.insert(pid, instance.clone());
+        self.roots.insert(replica.child(), instance.clone());
         self.replicas.insert(instance.clone(), replica);
         self.input(Input::Started { instance, pid, port });
     }
@@ -728,6 +805,11 @@ impl Supervisor<'_> {
     }
 
     fn census(&mut self) {
+        if let Some(total) = (self.options.capacity)().filter(|&total| total != self.options.total) {
+            self.options.total = total;
+            self.input(Input::Capacity(total));
+            self.adapt_budget();
+        }
         let tenth = self.options.total / 10;
         let mut rows = Vec::new();
         for replica in self.replicas.values() {
@@ -746,9 +828,13 @@ impl Supervisor<'_> {
     }
 
     fn emit(&mut self, event: &Event) {
-        if let Some(counter) = event.counter() {
-            *self.counters.entry(counter).or_default() += 1;
+        // Without a health check it is available as soon as it runs: nobody has found it healthy.
+        if let Event::Healthy { instance } = event
+            && self.options.spec.services.get(&*instance.service).is_some_and(|spec| spec.healthcheck.is_none())
+        {
+            return;
         }
+        self.sums.hear(event);
         let row = self.journal.write(event);
         self.events.retain(|stream| stream.send(format!("data: {row}\n\n")));
         let text = event.to_string();
@@ -762,11 +848,13 @@ impl Supervisor<'_> {
     }
 
     fn reload(&mut self, reply: Option<Reply>) {
+        self.standing.reloading();
         match (self.options.reload)() {
             Ok(spec) => {
                 self.options.spec = spec.clone();
                 let request = Some(self.request(reply));
                 self.input(Input::Load { request, spec });
+                self.adapt_budget();
             }
             Err(why) => {
                 self.note_all(&format!("the file is not taken, nothing is changed: {why}"));
@@ -775,18 +863,27 @@ impl Supervisor<'_> {
                 }
             }
         }
+        self.standing.reloaded();
     }
 
     fn close(mut self) {
         self.journal.save();
-        let Self { gateway, budget, registration, options, events, followers, replies, words, .. } = self;
-        // Streams end here, and nobody waits for an answer that will not come.
-        drop((events, followers, replies, words));
+        // Whoever listens on hears the end, and what is not answered will not be.
+        self.events.clear();
+        self.followers.clear();
+        self.replies.clear();
+        self.leases.clear();
+        let Self { gateway, budget, registration, options, id, words, .. } = self;
+        drop(words);
         gateway.stop(CLOSING);
         let dirs = budget.directories();
-        teardown::kill_until_empty(&dirs, || while spawn::wait_any().is_some() {});
+        let reap = || while spawn::wait_any().is_some() {};
+        teardown::kill_until_empty(&dirs, reap);
+        // Hooks and alerts' commands that still run, and where there are no groups whoever they started.
+        kill_tagged(id.as_str(), reap);
         let _ = budget.remove();
         let _ = std::fs::remove_dir_all(options.runtime_dir.join("stages"));
+        let _ = std::fs::remove_dir_all(options.runtime_dir.join("reports"));
         let _ = registration.remove();
     }
 }

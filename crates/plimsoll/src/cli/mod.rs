@@ -14,12 +14,14 @@ use crate::fault::{Fault, USAGE};
 pub(crate) use run::RunArgs;
 
 use crate::verb::check::CheckArgs;
-use crate::verb::control::{DownArgs, EventsArgs, LogsArgs, RestartArgs, ScaleArgs, StartArgs, StopArgs};
+use crate::verb::control::{DownArgs, LogsArgs, RestartArgs, ScaleArgs, StartArgs, StopArgs};
 use crate::verb::doctor::DoctorArgs;
+use crate::verb::events::EventsArgs;
 use crate::verb::health::HealthArgs;
 use crate::verb::init::InitArgs;
 use crate::verb::schema::SchemaArgs;
 use crate::verb::status::{PsArgs, StatusArgs};
+use crate::verb::top::TopArgs;
 use crate::verb::up::UpArgs;
 
 /// Owns every process tree it starts, holds each inside its memory line, and explains every death.
@@ -58,6 +60,7 @@ pub(crate) enum Verb {
     Down(DownArgs),
     Status(StatusArgs),
     Ps(PsArgs),
+    Top(TopArgs),
     Logs(LogsArgs),
     Events(EventsArgs),
     Restart(RestartArgs),

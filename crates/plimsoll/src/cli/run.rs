@@ -113,6 +113,9 @@ pub(crate) struct RunArgs {
     /// Print nothing about the end
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
+    /// The certificate goes to the report alone: `up` starts its services so where there are no groups
+    #[arg(long, hide = true, requires = "report")]
+    kept: bool,
 
     /// The command and its arguments
     #[arg(trailing_var_arg = true, value_name = "COMMAND [ARG…]")]
@@ -181,6 +184,8 @@ pub(crate) struct RunRequest {
     pub(crate) report: Option<PathBuf>,
     /// Print nothing about the end.
     pub(crate) quiet: bool,
+    /// The certificate goes to the report alone.
+    pub(crate) kept: bool,
     /// Ask a running Plimsoll's budget for room first.
     pub(crate) join: bool,
     /// `--memory-swap` was typed, so a machine that cannot count swap is an error and no footnote.
@@ -261,7 +266,14 @@ pub(crate) fn interpret(
         ));
     }
     let swap_asked_for = args.memory_swap.is_some();
-    Ok(RunRequest { spec, report: args.report.clone(), quiet: args.quiet, join: args.join, swap_asked_for })
+    Ok(RunRequest {
+        spec,
+        report: args.report.clone(),
+        quiet: args.quiet,
+        kept: args.kept,
+        join: args.join,
+        swap_asked_for,
+    })
 }
 
 fn size_of(option: &str, text: Option<&str>) -> Result<Option<u64>, Fault> {
@@ -651,7 +663,10 @@ mod tests {
             idle_timeout: Some(Duration::from_secs(300)),
             log: Some(LogSpec { file: log.clone(), max_size: 1 << 20, max_files: 5, overflow: Overflow::Drop }),
         };
-        assert_eq!(request, RunRequest { spec, report: None, quiet: true, join: true, swap_asked_for: true });
+        assert_eq!(
+            request,
+            RunRequest { spec, report: None, quiet: true, kept: false, join: true, swap_asked_for: true }
+        );
         assert!(!log.exists(), "looking at the path leaves nothing there");
     }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use plimsoll_gateway::client::{ClientError, Response, ask};
 use plimsoll_gateway::control::Command;
-use plimsoll_store::Paths;
+use plimsoll_kernel::clock::Instant;
+use plimsoll_store::{Occupied, OccupiedError, Paths};
 
 use crate::fault::Fault;
 use crate::output;
@@ -32,14 +33,6 @@ pub(crate) struct LogsArgs {
     /// So many of the last lines
     #[arg(long, value_name = "N")]
     pub(crate) tail: Option<u64>,
-}
-
-/// Show what happens from now on: starts, ends, stages, alerts; one JSON object a line
-#[derive(Debug, clap::Args)]
-pub(crate) struct EventsArgs {
-    /// Go on until interrupted (always, for now nothing is stored to show)
-    #[arg(short, long)]
-    pub(crate) follow: bool,
 }
 
 /// Restart a service, one replica after the other
@@ -81,7 +74,7 @@ fn unreachable_fault(error: &ClientError) -> Fault {
     Fault { code: 1, message: error.to_string(), help: help.to_owned() }
 }
 
-fn get(paths: &Paths, target: &str, patience: Option<Duration>) -> Result<Response, Fault> {
+pub(super) fn get(paths: &Paths, target: &str, patience: Option<Duration>) -> Result<Response, Fault> {
     let response = ask(&paths.control_socket(), "GET", target, patience).map_err(|e| unreachable_fault(&e))?;
     if response.status == 200 {
         return Ok(response);
@@ -90,23 +83,46 @@ fn get(paths: &Paths, target: &str, patience: Option<Duration>) -> Result<Respon
     Err(Fault { code: 1, message: why.trim_end().to_owned(), help: "`plimsoll status` names all services".to_owned() })
 }
 
-pub(crate) fn text(paths: &Paths, target: &str) -> Result<String, Fault> {
-    get(paths, target, Some(PATIENCE))?.text(LONGEST).map_err(|error| unreachable_fault(&error))
+pub(super) fn text(paths: &Paths, target: &str) -> Result<String, Fault> {
+    text_within(paths, target, PATIENCE)
+}
+
+pub(super) fn text_within(paths: &Paths, target: &str, patience: Duration) -> Result<String, Fault> {
+    get(paths, target, Some(patience))?.text(LONGEST).map_err(|error| unreachable_fault(&error))
 }
 
 /// A command, waited for as long as its work takes.
 pub(crate) fn tell(paths: &Paths, command: &Command) -> Result<ExitCode, Fault> {
+    let said = answer_to(paths, command)?;
+    Ok(if said == "done\n" { ExitCode::SUCCESS } else { output::print(&said) })
+}
+
+/// The same; what is answered, in words.
+pub(super) fn answer_to(paths: &Paths, command: &Command) -> Result<String, Fault> {
     let response = ask(&paths.control_socket(), "POST", &command.target(), None).map_err(|e| unreachable_fault(&e))?;
     let status = response.status;
     let said = response.text(LONGEST).map_err(|error| unreachable_fault(&error))?;
     if status == 200 {
-        return Ok(if said == "done\n" { ExitCode::SUCCESS } else { output::print(&said) });
+        return Ok(said);
     }
     Err(Fault {
         code: 1,
         message: said.trim_end().to_owned(),
         help: "`plimsoll status` tells how things are".to_owned(),
     })
+}
+
+/// After this nobody waits for the last steps of what has stopped.
+const LAST_STEPS: Duration = Duration::from_secs(10);
+
+/// Stops everything, and waits until the processes of `up` are gone as well: another `up` may follow at once.
+pub(crate) fn down(paths: &Paths) -> Result<ExitCode, Fault> {
+    let done = tell(paths, &Command::Down)?;
+    let began = Instant::now();
+    while matches!(Occupied::take(paths.state()), Err(OccupiedError::InUse { .. })) && began.elapsed() < LAST_STEPS {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(done)
 }
 
 pub(crate) fn scale(args: &ScaleArgs, paths: &Paths) -> Result<ExitCode, Fault> {
@@ -125,16 +141,11 @@ pub(crate) fn logs(args: &LogsArgs, paths: &Paths) -> Result<ExitCode, Fault> {
     if let Some(tail) = args.tail {
         target.push_str(&format!("&tail={tail}"));
     }
-    copy(get(paths, &target, if args.follow { None } else { Some(PATIENCE) })?, |line| Some(line.to_owned()))
-}
-
-pub(crate) fn events(_: &EventsArgs, paths: &Paths) -> Result<ExitCode, Fault> {
-    let response = get(paths, "/api/v1/events", None)?;
-    copy(response, |line| line.strip_prefix("data: ").map(str::to_owned))
+    copy(get(paths, &target, if args.follow { None } else { Some(PATIENCE) })?)
 }
 
 /// Prints a stream as it comes.
-fn copy(response: Response, keep: impl Fn(&str) -> Option<String>) -> Result<ExitCode, Fault> {
+fn copy(response: Response) -> Result<ExitCode, Fault> {
     let mut reader = response.reader();
     let mut out = std::io::stdout().lock();
     let flush = out.is_terminal();
@@ -145,9 +156,8 @@ fn copy(response: Response, keep: impl Fn(&str) -> Option<String>) -> Result<Exi
             Ok(0) | Err(_) => return Ok(ExitCode::SUCCESS),
             Ok(_) => {}
         }
-        let Some(kept) = keep(&line) else { continue };
         // Whoever read it has gone: that is the end, and no fault.
-        if out.write_all(kept.as_bytes()).and_then(|()| if flush { out.flush() } else { Ok(()) }).is_err() {
+        if out.write_all(line.as_bytes()).and_then(|()| if flush { out.flush() } else { Ok(()) }).is_err() {
             return Ok(ExitCode::SUCCESS);
         }
     }

@@ -3,11 +3,15 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use plimsoll_core::redact;
+use plimsoll_gateway::client::{ClientError, Response, send};
+use plimsoll_gateway::control::Command;
 use plimsoll_kernel::KernelError;
 use plimsoll_kernel::cgroup::{self, surroundings};
 use plimsoll_model::RunSpec;
+use plimsoll_model::size::Human;
 use plimsoll_model::spec::BoundaryChoice;
 use plimsoll_runtime::{RunError, RunOptions};
 use plimsoll_store::Paths;
@@ -17,12 +21,17 @@ use crate::cli::run::{Machine, RunRequest, interpret};
 use crate::fault::{Fault, RUN_FAILED};
 use crate::{output, render};
 
+/// A run that joins a budget waits for room for so long.
+const JOIN_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// After so long it says that it waits.
+const SAY_WAITING: Duration = Duration::from_secs(1);
+
 pub(crate) fn main(args: &RunArgs, paths: &Paths) -> Result<ExitCode, Fault> {
     let request = interpret(args, Machine::look(args), |key| std::env::var_os(key))?;
-    let RunRequest { spec, report, quiet, join, swap_asked_for } = request;
-    if join {
-        ask_for_room(paths)?;
-    }
+    let RunRequest { spec, report, quiet, kept, join, swap_asked_for } = request;
+    // Held until the end.
+    let _room = if join { Some(ask_for_room(&spec, paths)?) } else { None };
     let parent = std::env::var("PLIMSOLL_CGROUP_PARENT").ok();
     let found = cgroup::probe(spec.boundary, parent.as_deref()).map_err(|error| {
         let help = match spec.boundary {
@@ -51,6 +60,7 @@ pub(crate) fn main(args: &RunArgs, paths: &Paths) -> Result<ExitCode, Fault> {
         secrets,
         render: render::three_lines,
         quiet,
+        store: !kept,
     };
     let ended = plimsoll_runtime::run(&spec, &found, &options).map_err(|error| refused(&spec, &error))?;
     if !ended.text.is_empty() {
@@ -119,16 +129,33 @@ fn cannot_prepare(error: plimsoll_store::PathsError) -> Fault {
     Fault { code: RUN_FAILED, message: error.to_string(), help: error.help().to_owned() }
 }
 
-/// `--join`: a running Plimsoll holds a budget and answers on its control socket.
-fn ask_for_room(paths: &Paths) -> Result<(), Fault> {
+/// `--join`: a running Plimsoll holds a budget and answers on its control socket. What it answers is kept open for as
+/// long as the room is needed: by the front and the keeper, so that whichever is killed, the tree still has it.
+fn ask_for_room(spec: &RunSpec, paths: &Paths) -> Result<Response, Fault> {
     let socket = paths.control_socket();
-    let why = match std::os::unix::net::UnixStream::connect(&socket) {
-        Ok(_) => "what answers there grants no room to others".to_owned(),
-        Err(error) => error.to_string(),
+    let no_answer = |error: &ClientError| match error {
+        ClientError::NotThere { .. } => Fault::cannot_run(
+            format!("--join: no Plimsoll with a budget runs here: {error}"),
+            "leave --join out, for --memory alone holds the tree; or start one with `plimsoll up`",
+        ),
+        _ => Fault::cannot_run(format!("--join: {error}"), "try again, or leave --join out"),
     };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let name: String = spec.name.chars().map(|c| if plain(c) { c } else { '-' }).take(128).collect();
+    let bytes = spec.limits.memory.unwrap_or(0);
+    let join = Command::Join { name, bytes, patience_ms: JOIN_PATIENCE.as_millis() as u64 };
+    let asked = send(&socket, "POST", &join.target(), None).map_err(|error| no_answer(&error))?;
+    if !asked.is_answered_within(SAY_WAITING) {
+        output::error(&format!("plimsoll: {}: waits for {} of room in the budget", spec.name, Human(bytes)));
+    }
+    let response = asked.answer().map_err(|error| no_answer(&error))?;
+    if response.status == 200 {
+        return Ok(response);
+    }
+    let why = response.text(64 << 10).map_err(|error| no_answer(&error))?;
     Err(Fault::cannot_run(
-        format!("--join: no Plimsoll with a budget runs here ({}: {why})", socket.display()),
-        "leave --join out: --memory alone holds the tree",
+        format!("--join: {}", why.trim_end()),
+        "`plimsoll status` tells who has the budget; leave --join out to run beside it",
     ))
 }
 

@@ -1,17 +1,35 @@
 //! `plimsoll status` and `plimsoll ps`.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
-use plimsoll_core::stack::snapshot::{ServiceRow, Snapshot};
+use plimsoll_core::stack::snapshot::{HealthWord, ServiceRow, Snapshot, State};
 use plimsoll_model::size::Human;
 use plimsoll_store::Paths;
 
 use super::control::text;
+use super::view::{self, PROCESSES, STATUS, Trees, View, brief, brief_time, percent};
+use crate::columns::{Cell, Column, GiveWay, Table};
 use crate::fault::Fault;
 use crate::output;
+use crate::render::{safe, wrapped};
+use crate::tone::{self, Tone};
+
+/// Tables are read in windows of this width, in mails and in tickets.
+const WIDTH: usize = 80;
 
 /// Show services: state, memory against their lines, restarts, health
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  plimsoll status          a table, and below it what needs attention
+  plimsoll status --json   for scripts
+  plimsoll top             the same, live
+
+Columns: MEMORY is held / line, % of the line; CPU% of one core; THR% share of
+time in which the `cpus` quota stopped it; ATTEMPT restarts in a row / allowed;
+LINE IN until the line is met if it goes on as in the last minute; LAST why
+the run before ended. Columns in which nothing stands are left out; where room
+is short, running ✓ is one that is healthy.")]
 pub(crate) struct StatusArgs {
     /// Print one JSON object
     #[arg(long)]
@@ -27,75 +45,205 @@ pub(crate) struct PsArgs {
 }
 
 pub(crate) fn status(args: &StatusArgs, paths: &Paths) -> Result<ExitCode, Fault> {
-    let json = text(paths, "/api/v1/status")?;
     if args.json {
-        return Ok(output::print(&(json + "\n")));
+        return Ok(output::print(&(text(paths, STATUS)? + "\n")));
     }
-    let snapshot: Snapshot = serde_json::from_str(&json).map_err(|error| Fault {
-        code: 1,
-        message: format!("the answer is not understood: {error}"),
-        help: "is the plimsoll that runs of another version?".to_owned(),
-    })?;
-    Ok(output::print(&table(&snapshot)))
-}
-
-/// A table of at most 80 columns.
-fn table(snapshot: &Snapshot) -> String {
-    let budget = &snapshot.budget;
-    let mut text = format!(
-        "budget {} of {}, {}; promised {}\n\n{:<16} {:<11} {:>19} {:>5} {:>8} {:<9} {}\n",
-        Human(budget.used_bytes),
-        Human(budget.limit_bytes),
-        budget.stage.as_str(),
-        Human(budget.admitted_bytes),
-        "SERVICE",
-        "STATE",
-        "MEMORY",
-        "CPU%",
-        "RESTARTS",
-        "HEALTH",
-        "LAST"
-    );
-    for row in &snapshot.services {
-        text.push_str(&line(row));
-    }
-    text
-}
-
-fn line(row: &ServiceRow) -> String {
-    let name: String = format!("{}/{}", row.name, row.replica).chars().take(16).collect();
-    let memory = format!("{} / {}", Human(row.memory_bytes), Human(row.limit_bytes));
-    let attempt = row.max_attempts.map_or_else(|| row.restarts.to_string(), |most| format!("{}/{most}", row.attempt));
-    let health = serde_json::to_value(row.health).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
-    let last = row.last_cause.map_or("", plimsoll_model::Cause::as_str);
-    let text = format!(
-        "{name:<16} {:<11} {memory:>19} {:>5.0} {attempt:>8} {health:<9} {last}",
-        row.state.as_str(),
-        row.cpu_percent
-    );
-    text.trim_end().chars().take(80).collect::<String>() + "\n"
+    let view: View = view::read(&text(paths, STATUS)?)?;
+    Ok(output::print(&page(&view, tone::is_stdout_coloured())))
 }
 
 pub(crate) fn ps(args: &PsArgs, paths: &Paths) -> Result<ExitCode, Fault> {
-    let json = text(paths, "/api/v1/processes")?;
     if args.json {
-        return Ok(output::print(&(json + "\n")));
+        return Ok(output::print(&(text(paths, PROCESSES)? + "\n")));
     }
-    let value: serde_json::Value = serde_json::from_str(&json).unwrap_or_default();
-    let mut shown = format!("{:<18} {:>8} {:>12}  {}\n", "SERVICE", "PID", "MEMORY", "PROCESS");
-    for tree in value["trees"].as_array().into_iter().flatten() {
-        let who = format!("{}/{}", tree["service"].as_str().unwrap_or(""), tree["replica"]);
-        for process in tree["processes"].as_array().into_iter().flatten() {
-            let depth = process["depth"].as_u64().unwrap_or(0) as usize;
-            let row = format!(
-                "{who:<18} {:>8} {:>12}  {}{}",
-                process["pid"],
-                Human(process["memory_bytes"].as_u64().unwrap_or(0)).to_string(),
-                "  ".repeat(depth.min(8)),
-                process["name"].as_str().unwrap_or("")
-            );
-            shown.push_str(&(row.chars().take(80).collect::<String>() + "\n"));
+    let trees: Trees = view::read(&text(paths, PROCESSES)?)?;
+    Ok(output::print(&processes(&trees, tone::is_stdout_coloured())))
+}
+
+/// All of it, at most 80 columns wide.
+fn page(view: &View, is_coloured: bool) -> String {
+    let stack = &view.stack;
+    let mut page = head(stack, is_coloured);
+    if !stack.services.is_empty() {
+        page.push('\n');
+        page.push_str(&services(&stack.services).text(is_coloured));
+    }
+    let notes = notes(view);
+    if !notes.is_empty() {
+        page.push('\n');
+    }
+    for (tone, note) in notes {
+        let mut lines = String::new();
+        wrapped(&mut lines, "  ", &safe(&note));
+        lines.lines().for_each(|line| page.push_str(&(tone.paint(line, is_coloured) + "\n")));
+    }
+    page
+}
+
+fn head(stack: &Snapshot, is_coloured: bool) -> String {
+    let (budget, host) = (&stack.budget, &stack.host);
+    let share = percent(budget.used_bytes, budget.limit_bytes);
+    let stage = Tone::of_stage(budget.stage).paint(budget.stage.as_str(), is_coloured);
+    let mut head = format!(
+        "budget  {} of {} ({share} %), {stage}; {} promised",
+        Human(budget.used_bytes),
+        Human(budget.limit_bytes),
+        Human(budget.admitted_bytes)
+    );
+    if let Some(ms) = budget.forecast_ms.filter(|&ms| ms < 86_400_000) {
+        head.push_str(&format!("; met in {}", brief_time(ms)));
+    }
+    let mut facts = Vec::new();
+    facts.extend(host.load_1m.map(|load| format!("load {load:.1}")));
+    facts.extend(host.available_bytes.map(|bytes| format!("{} available", Human(bytes))));
+    facts.extend(host.swap_used_bytes.filter(|&bytes| bytes > 0).map(|bytes| format!("{} swapped", Human(bytes))));
+    facts.extend(host.io_wait_percent.map(|share| format!("{share:.0} % io wait")));
+    if !facts.is_empty() {
+        head.push_str(&format!("\nhost    {}", facts.join(", ")));
+    }
+    head + "\n"
+}
+
+fn services(rows: &[ServiceRow]) -> Table {
+    let each = |cell: fn(&ServiceRow) -> Cell| rows.iter().map(cell).collect::<Vec<Cell>>();
+    let table = Table::new([
+        Column::left("SERVICE", each(|row| Cell::new(format!("{}/{}", row.name, row.replica)).tone(Tone::Strong))),
+        Column::left("STATE", each(view::state)),
+        Column::right("MEMORY", each(memory)),
+        Column::right("%", each(share)),
+        Column::right("CPU%", each(|row| if_running(row, format!("{:.0}", row.cpu_percent)))),
+        Column::right("THR%", each(throttled)),
+        Column::right("RESTARTS", each(|row| Cell::new(row.restarts.to_string()))),
+        Column::right("ATTEMPT", each(view::attempt)),
+        Column::left("HEALTH", each(health)),
+        Column::left("LAST", each(|row| view::cause(row.last_cause))),
+        Column::right("LINE IN", each(|row| view::forecast(row.forecast_ms))),
+    ]);
+    // The state tells the worst of health, and `top` and --json tell all of it.
+    table.fit(
+        WIDTH,
+        &[
+            GiveWay::Short("MEMORY"),
+            GiveWay::Short("LAST"),
+            GiveWay::Closer,
+            GiveWay::Short("STATE"),
+            GiveWay::Drop("HEALTH"),
+            GiveWay::Cut("SERVICE", 16),
+            GiveWay::Drop("THR%"),
+            GiveWay::Cut("SERVICE", 7),
+        ],
+    )
+}
+
+fn is_running(row: &ServiceRow) -> bool {
+    row.pid.is_some()
+}
+
+fn if_running(row: &ServiceRow, text: String) -> Cell {
+    if is_running(row) { Cell::new(text) } else { Cell::default() }
+}
+
+fn memory(row: &ServiceRow) -> Cell {
+    let (used, line) = (row.memory_bytes, row.limit_bytes);
+    if is_running(row) {
+        Cell::new(format!("{} / {}", Human(used), Human(line))).short(format!("{}/{}", brief(used), brief(line)))
+    } else {
+        Cell::new(format!("- / {}", Human(line))).short(format!("-/{}", brief(line))).tone(Tone::Faint)
+    }
+}
+
+fn share(row: &ServiceRow) -> Cell {
+    if_running(row, percent(row.memory_bytes, row.limit_bytes).to_string()).tone(Tone::of_stage(row.stage))
+}
+
+fn throttled(row: &ServiceRow) -> Cell {
+    if row.throttled_percent < 0.5 {
+        return Cell::default();
+    }
+    Cell::new(format!("{:.0}", row.throttled_percent)).tone(Tone::Notice)
+}
+
+pub(super) fn health(row: &ServiceRow) -> Cell {
+    match row.health {
+        HealthWord::None => Cell::default(),
+        HealthWord::Starting => Cell::new("starting").tone(Tone::Notice),
+        HealthWord::Healthy => Cell::new("healthy").tone(Tone::Good),
+        HealthWord::Unhealthy => Cell::new("unhealthy").tone(Tone::Bad),
+    }
+}
+
+/// What stands below the table: what needs somebody first, then what waits, then addresses.
+pub(super) fn notes(view: &View) -> Vec<(Tone, String)> {
+    let rows = &view.stack.services;
+    let who = |row: &ServiceRow| format!("{}/{}", row.name, row.replica);
+    let mut notes: Vec<(Tone, String)> = Vec::new();
+    notes.extend(view.troubles.iter().map(|trouble| (Tone::Bad, format!("trouble: {trouble}"))));
+    notes.extend(view.stack.alerts.iter().map(|alert| (Tone::Bad, format!("alert: {alert}"))));
+    for row in rows {
+        if row.state == State::Failed {
+            let text = format!("{} is given up: `plimsoll explain {}` says why", who(row), row.name);
+            notes.push((Tone::Bad, text));
+        }
+        if row.circuit_open {
+            notes.push((Tone::Bad, format!("{} was restarted too often: one try a minute", who(row))));
         }
     }
-    Ok(output::print(&shown))
+    for row in rows {
+        if let Some(waiting) = &row.waiting {
+            notes.push((Tone::Notice, format!("{} waits for {waiting}", who(row))));
+        }
+    }
+    let mut told = BTreeSet::new();
+    for row in rows {
+        let scale = row.scale;
+        let Some(listen) = row.listen.as_ref().filter(|_| told.insert(&row.name)) else { continue };
+        let mut note = format!("{} listens on {listen}", row.name);
+        if (scale.current, scale.target, scale.max) != (1, 1, 1) {
+            note.push_str(&format!(", {} of {} replicas available", scale.current, scale.target));
+        }
+        if scale.max != scale.target {
+            note.push_str(&format!(" (from {} to {})", scale.min, scale.max));
+        }
+        notes.push((Tone::Plain, note));
+    }
+    notes
 }
+
+/// All trees, at most 80 columns wide.
+fn processes(trees: &Trees, is_coloured: bool) -> String {
+    let mut cells: [Vec<Cell>; 4] = Default::default();
+    for tree in &trees.trees {
+        for (index, (branch, process)) in tree.branches().into_iter().enumerate() {
+            let who = if index == 0 { format!("{}/{}", tree.service, tree.replica) } else { String::new() };
+            let [services, pids, memory, names] = &mut cells;
+            services.push(Cell::new(who).tone(Tone::Strong));
+            pids.push(Cell::new(process.pid.to_string()));
+            memory.push(Cell::new(Human(process.memory_bytes).to_string()).short(brief(process.memory_bytes)));
+            names.push(Cell::new(branch + &safe(&process.name)));
+        }
+    }
+    if cells[0].is_empty() {
+        return "no process runs\n".to_owned();
+    }
+    let [services, pids, memory, names] = cells;
+    let names = names.into_iter().map(|cell| Cell { text: deep(cell.text), ..cell });
+    let table = Table::new([
+        Column::left("SERVICE", services),
+        Column::right("PID", pids),
+        Column::right("MEMORY", memory),
+        Column::left("PROCESS", names),
+    ]);
+    let order = [GiveWay::Cut("SERVICE", 16), GiveWay::Short("MEMORY"), GiveWay::Cut("PROCESS", 20)];
+    table.fit(WIDTH, &order).text(is_coloured)
+}
+
+/// Of branches that are deeper than the window, the nearest count.
+fn deep(text: String) -> String {
+    const MOST: usize = 48;
+    let length = text.chars().count();
+    if length <= MOST { text } else { ['…'].into_iter().chain(text.chars().skip(length - MOST + 1)).collect() }
+}
+
+#[cfg(test)]
+#[path = "status/tests.rs"]
+mod tests;

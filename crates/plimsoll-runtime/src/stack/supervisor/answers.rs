@@ -1,10 +1,11 @@
 //! What people ask over the control socket, and what they are answered.
 
-use plimsoll_core::stack::snapshot::{ServiceRow, Snapshot};
-use plimsoll_core::stack::{Answer, Command, Input, Name, Refusal};
+use std::time::Duration;
+
+use plimsoll_core::stack::snapshot::Snapshot;
+use plimsoll_core::stack::{Answer, Command, Input, Name, Refusal, Request};
 use plimsoll_gateway::Told;
 use plimsoll_gateway::control::{self, Answer as Text, Kind, Question, Reply};
-use plimsoll_kernel::procfs::read_file;
 use plimsoll_store::CertificateStore;
 
 use super::{Supervisor, Word};
@@ -26,7 +27,8 @@ impl Supervisor<'_> {
         };
         match question {
             Question::Status => reply.send(Text::json(self.status())),
-            Question::Health | Question::Ready => reply.send(Text::json(self.health())),
+            Question::Health => reply.send(self.health()),
+            Question::Ready => reply.send(self.ready()),
             Question::Metrics => reply.send(Text { kind: Kind::Prometheus, ..Text::text(self.metrics()) }),
             Question::Events => self.events.push(reply.stream(Kind::Events)),
             Question::Processes => reply.send(Text::json(self.processes())),
@@ -39,6 +41,9 @@ impl Supervisor<'_> {
                     control::Command::Restart(name) => Command::Restart(name.as_str().into()),
                     control::Command::Start(name) => Command::Start(name.as_str().into()),
                     control::Command::Stop(name) => Command::Stop(name.as_str().into()),
+                    control::Command::Join { name, bytes, patience_ms } => {
+                        Command::Join { name, bytes, patience: Duration::from_millis(patience_ms) }
+                    }
                     control::Command::Scale { service, replicas } => Command::Scale(service.as_str().into(), replicas),
                 };
                 let request = self.request(Some(reply));
@@ -47,61 +52,47 @@ impl Supervisor<'_> {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
+    /// The core's answer. Whoever was admitted keeps its room as long as it keeps the answer open.
+    pub(super) fn answer(&mut self, request: Request, answer: &Answer) {
+        let Some(reply) = self.replies.remove(&request.0) else { return };
+        if *answer == Answer::Admitted {
+            let lease = reply.stream(Kind::Text);
+            if lease.send("admitted\n") {
+                self.leases.insert(request.0, lease);
+            } else {
+                self.input(Input::Left { request });
+            }
+        } else {
+            reply.send(in_words(answer));
+        }
+    }
+
+    /// Those that have gone give their room back, and those that wait no longer their place.
+    pub(super) fn see_off_guests(&mut self) {
+        let gone = self.leases.iter().filter(|(_, lease)| lease.is_closed()).map(|(&number, _)| number);
+        let given_up = self.replies.iter().filter(|(_, reply)| reply.is_closed()).map(|(&number, _)| number);
+        for number in gone.chain(given_up).collect::<Vec<u64>>() {
+            self.leases.remove(&number);
+            self.replies.remove(&number);
+            // Of a command that was no join this means nothing.
+            self.input(Input::Left { request: Request(number) });
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
         self.stack.snapshot(self.now())
     }
 
     fn status(&self) -> String {
         let mut value = serde_json::to_value(self.snapshot()).unwrap_or_default();
         if let Some(fields) = value.as_object_mut() {
+            let troubles: Vec<String> = self.troubles.iter().map(|(about, why)| format!("{about}: {why}")).collect();
+            fields.insert("troubles".to_owned(), serde_json::json!(troubles));
             // Their issues are still to come; the shape is the contract's.
             fields.insert("pools".to_owned(), serde_json::json!([]));
             fields.insert("imports".to_owned(), serde_json::json!([]));
         }
         value.to_string()
-    }
-
-    fn health(&self) -> String {
-        let own = read_file("/proc/self/statm").ok().and_then(|text| {
-            let text = String::from_utf8_lossy(&text).into_owned();
-            text.split_whitespace().nth(1)?.parse::<u64>().ok()
-        });
-        let own = own.unwrap_or(0) * 4096;
-        let all = own + self.budget.usage().unwrap_or(0);
-        let restarts: u64 = self.snapshot().services.iter().map(|row| row.restarts).sum();
-        serde_json::json!({
-            "status": if self.finished { "stopping" } else { "ok" },
-            "memory": {"rss_mb": all as f64 / 1048576.0, "self_rss_mb": own as f64 / 1048576.0},
-            "active_queries": 0,
-            "stats": {"total_requests": 0, "total_errors": 0, "restart_count": restarts},
-            "recovery_attempts": 0,
-        })
-        .to_string()
-    }
-
-    fn metrics(&self) -> String {
-        let snapshot = self.snapshot();
-        let mut text = String::new();
-        let mut family = |name: &str, kind: &str, help: &str, rows: Vec<(String, f64)>| {
-            text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
-            rows.iter().for_each(|(labels, value)| text.push_str(&format!("{name}{labels} {value}\n")));
-        };
-        let each = |value: fn(&ServiceRow) -> f64| {
-            let label = |row: &ServiceRow| format!("{{service=\"{}\",replica=\"{}\"}}", row.name, row.replica);
-            snapshot.services.iter().map(|row| (label(row), value(row))).collect::<Vec<_>>()
-        };
-        let one = |value: u64| vec![(String::new(), value as f64)];
-        family("plimsoll_budget_limit_bytes", "gauge", "What all services may hold.", one(snapshot.budget.limit_bytes));
-        family("plimsoll_budget_used_bytes", "gauge", "What all services hold.", one(snapshot.budget.used_bytes));
-        family("plimsoll_service_memory_bytes", "gauge", "What a replica holds.", each(|row| row.memory_bytes as f64));
-        family("plimsoll_service_limit_bytes", "gauge", "A replica's line.", each(|row| row.limit_bytes as f64));
-        family("plimsoll_service_processes", "gauge", "A replica's processes.", each(|row| f64::from(row.processes)));
-        family("plimsoll_service_restarts_total", "counter", "A replica's restarts.", each(|row| row.restarts as f64));
-        family("plimsoll_service_oom_kills_total", "counter", "Killed for memory.", each(|row| row.oom_kills as f64));
-        for (name, count) in &self.counters {
-            family(name, "counter", "Events of this kind.", one(*count));
-        }
-        text
     }
 
     fn processes(&self) -> String {
@@ -114,7 +105,7 @@ impl Supervisor<'_> {
                     .iter()
                     .map(|member| {
                         serde_json::json!({
-                            "pid": member.pid, "parent": member.parent, "depth": member.depth, "name": member.name,
+                            "pid": member.pid, "start_ticks": member.start_ticks, "parent": member.parent, "depth": member.depth, "name": member.name,
                             "memory_bytes": member.memory_bytes,
                         })
                     })
@@ -161,7 +152,7 @@ impl Supervisor<'_> {
     }
 }
 
-pub(super) fn in_words(answer: &Answer) -> Text {
+fn in_words(answer: &Answer) -> Text {
     match answer {
         Answer::Done | Answer::Admitted => Text::text("done\n"),
         Answer::Loaded { added, restarted, adapted, removed } => {
@@ -172,7 +163,7 @@ pub(super) fn in_words(answer: &Answer) -> Text {
             let text =
                 [list("added", added), list("replaced", restarted), list("adapted", adapted), list("removed", removed)];
             let text = text.concat();
-            Text::text(if text.is_empty() { "nothing has changed\n".to_owned() } else { text })
+            Text::text(if text.is_empty() { "no service has changed\n".to_owned() } else { text })
         }
         Answer::Refused(why) => {
             let (status, retry_after_s) = match why {

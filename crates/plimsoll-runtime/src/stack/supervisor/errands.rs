@@ -18,6 +18,7 @@ use rustix::process::Signal;
 
 use super::Supervisor;
 use crate::keeper::TAG;
+use crate::stack::notify::inherited;
 use crate::stack::replica::{environment, with_port};
 
 /// A hook or an alert's command that takes longer is ended.
@@ -176,7 +177,7 @@ impl Supervisor<'_> {
 
     fn alert_command(&self, command: &[String], body: String) -> Result<i32, String> {
         let words: Vec<OsString> = command.iter().map(OsString::from).collect();
-        let mut env: Vec<(OsString, OsString)> = std::env::vars_os().filter(|(key, _)| key != TAG).collect();
+        let mut env: Vec<(OsString, OsString)> = inherited().filter(|(key, _)| key != TAG).collect();
         env.push(("PLIMSOLL_EVENT".into(), body.into()));
         env.push((TAG.into(), self.id.as_str().into()));
         let null = Some(self.null.as_fd());
