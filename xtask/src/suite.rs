@@ -12,6 +12,10 @@ pub(crate) enum Suite {
     Verdicts,
     /// Random trees, of which nothing may survive.
     Survivors,
+    /// Stacks of services (`up`), a promise a case.
+    Stack,
+    /// A stack in which everything is killed at random, plimsoll too.
+    Chaos,
 }
 
 /// The seed of the part that CI runs, so that a failure there happens again here.
@@ -28,6 +32,12 @@ impl Suite {
         let mut words: Vec<&str> = match self {
             Self::Conform => vec!["conform", "--tier", tier],
             Self::Verdicts => vec!["inject", "--tier", tier, "--deaths", count("120", "1000"), "--seed", &seed],
+            Self::Stack => vec!["stack", "--tier", tier],
+            // Two minutes, and an hour in the soak; half of that where all of it is emulated.
+            Self::Chaos => {
+                let seconds = if matches!(place, Place::Guest(_)) { count("60", "1800") } else { count("120", "3600") };
+                vec!["chaos", "--tier", tier, "--seconds", seconds, "--seed", &seed, "--instants", count("1000", "10000")]
+            }
             Self::Survivors => vec!["survive", "--tier", tier, "--trees", count("150", "2000"), "--seed", &seed],
         };
         if self == Self::Verdicts && matches!(place, Place::Guest(_)) {
@@ -41,7 +51,7 @@ impl Suite {
         match self {
             // All of it is filled again and again, slowly where the guest is emulated.
             Self::Verdicts => 512,
-            Self::Conform | Self::Survivors => 1024,
+            Self::Conform | Self::Survivors | Self::Stack | Self::Chaos => 1024,
         }
     }
 
