@@ -344,7 +344,6 @@ fn available(work: Work) -> Result<(), Failure> {
         Work::RunawayWorker(place) | Work::Laptop(place) => programs().and_then(|()| place.available()),
         Work::Packaging => programs().and_then(|()| Place::Machine.available()),
         Work::Image => Place::Container.available(),
-        Work::RunawayWorker(place) => programs().and_then(|()| place.available()),
         Work::Fuzz if which("c++").is_none() => Err(Failure("there is no c++ to compile libFuzzer with".to_owned())),
         Work::Fuzz | Work::Format | Work::Lints | Work::Dependencies | Work::Cargo | Work::Sim => Ok(()),
     }

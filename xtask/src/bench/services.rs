@@ -39,7 +39,8 @@ fn sleepers<'t>(tools: &'t Tools, services: usize) -> Result<Three<Manager<'t>>,
 
 fn stop<'t>(managers: impl IntoIterator<Item = Manager<'t>>) -> Result<(), Failure> {
     // All are ended, whatever the first one says.
-    managers.into_iter().map(Manager::stop).fold(Ok(()), |all, one| all.and(one))
+    let all: Vec<Result<(), Failure>> = managers.into_iter().map(Manager::stop).collect();
+    all.into_iter().collect()
 }
 
 /// Resident memory of processes, and the same with shared pages divided, bytes.
@@ -169,7 +170,11 @@ pub(super) fn start(tools: &Tools, quick: bool) -> Result<Vec<Row>, Failure> {
     Ok(vec![Row {
         what: format!("`up` of 100 services until all run, median of {rounds}"),
         ours: milliseconds(ours),
-        theirs: format!("pm2 (its daemon runs already) {}, supervisord {}", milliseconds(pm2), milliseconds(supervisord)),
+        theirs: format!(
+            "pm2 (its daemon runs already) {}, supervisord {}",
+            milliseconds(pm2),
+            milliseconds(supervisord)
+        ),
         ratio: format!("{:.1} × as fast as pm2, {:.1} × supervisord", ratio(pm2, ours), ratio(supervisord, ours)),
         goal: "≥ 10 × as fast as pm2",
         met: ratio(pm2, ours) >= 10.0,
