@@ -346,7 +346,7 @@ impl Chaos {
             let parent = parse_stat(&text).map(|stat| stat.parent);
             ensure!(parent == Some(self.world.supervisor_pid()), "{row} is the child of {parent:?}");
             let who = (environment(pid, "PLIMSOLL_SERVICE"), environment(pid, "PLIMSOLL_REPLICA"));
-            ensure!(row["name"] == who.0.as_str() && row["replica"].to_string() == who.1, "{row} is {who:?}");
+            ensure!(row["name"] == who.0.as_str() && row["replica"].as_u64() == who.1.parse().ok(), "{row} is {who:?}");
             let group = group_of(pid, "memory").ok_or_else(|| format!("{row} has no group"))?;
             let line = memory_line(pid);
             ensure!(line == row["limit_bytes"].as_u64(), "{row} has the line {line:?}");
