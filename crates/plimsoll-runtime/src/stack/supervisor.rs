@@ -529,11 +529,11 @@ impl<'o> Supervisor<'o> {
             oom_kills: ended.oom_kills,
         };
         self.input(Input::Exited { instance: instance.clone(), end });
-        // The next start does not wait for the disk.
+        // The next start waits neither for the disk nor for the empty group.
         self.perform();
         let stored = inbox::append(&self.options.state_dir, certificate);
         self.trouble("certificates", stored.err().map(|error| error.to_string()));
-        if let Some(trouble) = &ended.trouble {
+        if let Err(trouble) = ended.group.remove() {
             self.note(&instance, &format!("a group is left behind: {trouble}"));
         }
     }
