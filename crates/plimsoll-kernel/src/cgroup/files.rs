@@ -22,11 +22,16 @@ impl Dir {
         self.0.join(name)
     }
 
-    /// Whole text of a file, without the newline at its end.
+    /// Whole text of a file, without the newline at its end. Not for lists of processes: see [`Self::procs`].
     pub(super) fn read(&self, name: &str) -> Result<String, KernelError> {
+        self.read_until(name, |count, room| count < room)
+    }
+
+    /// `is_last`: of a read's length and the room that it had, whether nothing follows.
+    fn read_until(&self, name: &str, is_last: fn(usize, usize) -> bool) -> Result<String, KernelError> {
         let path = self.file(name);
         let mut text = String::new();
-        let result = open(&path, OFlags::RDONLY).and_then(|fd| read_fd(&fd, &mut text));
+        let result = open(&path, OFlags::RDONLY).and_then(|fd| read_fd(&fd, &mut text, is_last));
         match result {
             Ok(()) => {
                 text.truncate(text.trim_end().len());
@@ -98,6 +103,10 @@ impl Dir {
         let mut all = vec![self.clone()];
         let mut next = 0;
         while let Some(dir) = all.get(next) {
+            if dir.has_none_below() {
+                next += 1;
+                continue;
+            }
             let entries = std::fs::read_dir(&dir.0).into_iter().flatten().flatten();
             let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             let below: Vec<Dir> = below.map(|entry| Dir(entry.path())).collect();
@@ -105,6 +114,11 @@ impl Dir {
             next += 1;
         }
         all
+    }
+
+    /// A directory with two links, its name and its own `.`, has none below, whose `..` would be a third.
+    fn has_none_below(&self) -> bool {
+        rustix::fs::stat(&self.0).is_ok_and(|stat| stat.st_nlink == 2)
     }
 
     /// Everyone in this group and below it; a directory that is gone has nobody.
@@ -116,7 +130,7 @@ impl Dir {
     pub(super) fn cpu(&self, quota: &Self) -> Option<Cpu> {
         let text = self.read("cpu.stat").ok()? + "\n";
         let used = Duration::from_micros(flat_keyed(text.as_bytes(), "usage_usec")?);
-        let periods = quota.read("cpu.stat").unwrap_or_default() + "\n";
+        let periods = if quota == self { text } else { quota.read("cpu.stat").unwrap_or_default() + "\n" };
         let of = |name: &str| flat_keyed(periods.as_bytes(), name).unwrap_or(0);
         Some(Cpu { used, periods: of("nr_periods"), throttled: of("nr_throttled") })
     }
@@ -134,7 +148,8 @@ impl Dir {
 
     /// Pids of a `cgroup.procs`.
     pub(super) fn procs(&self) -> Result<Vec<i32>, KernelError> {
-        Ok(self.read("cgroup.procs")?.lines().filter_map(|line| line.parse().ok()).collect())
+        let list = self.read_until("cgroup.procs", |_, _| false)?;
+        Ok(list.lines().filter_map(|line| line.parse().ok()).collect())
     }
 
     /// Makes the directory; one that stands already is `Ok(false)`.
@@ -159,15 +174,16 @@ pub(crate) fn open(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-fn read_fd(fd: &OwnedFd, text: &mut String) -> io::Result<()> {
-    let mut bytes = Vec::with_capacity(256);
+/// What the kernel writes down in one piece ends with the first read that is not filled up; a list has an end of its own.
+fn read_fd(fd: &OwnedFd, text: &mut String, is_last: fn(usize, usize) -> bool) -> io::Result<()> {
+    let mut bytes = Vec::new();
     loop {
         let mut buffer = [0; 4096];
         let count = rustix::io::read(fd, &mut buffer[..])?;
-        if count == 0 {
+        bytes.extend_from_slice(&buffer[..count]);
+        if count == 0 || is_last(count, buffer.len()) {
             break;
         }
-        bytes.extend_from_slice(&buffer[..count]);
     }
     *text = String::from_utf8_lossy(&bytes).into_owned();
     Ok(())

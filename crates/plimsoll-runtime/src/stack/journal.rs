@@ -119,10 +119,14 @@ impl Journal {
         let text = serde_json::to_string(&row).unwrap_or_default();
         self.log.write(format!("{text}\n").as_bytes());
         self.unsaved |= self.memory.hear(event);
+        text
+    }
+
+    /// Stores what is remembered, unless that was done a moment ago. To be called after rows were written.
+    pub fn save_now_and_then(&mut self) {
         if self.unsaved && self.saved_at.is_none_or(|at| at.elapsed() >= SAVE_EVERY) {
             self.save();
         }
-        text
     }
 
     /// The disk did not take some rows, and no later one has come through yet.

@@ -84,6 +84,8 @@ struct Begun {
     since: Instant,
     runtime: Duration,
     bytes_freed: u64,
+    /// Who was left when it was last killed.
+    survivors: usize,
 }
 
 /// What a look at a tree found.
@@ -364,6 +366,7 @@ impl Replica {
                 .boundary
                 .usage()
                 .unwrap_or_else(|| self.history.last_minute().last().map_or(0, |sample| sample.memory_bytes)),
+            survivors: 0,
         });
     }
 
@@ -383,6 +386,7 @@ impl Replica {
         let left = teardown::kill_for(&self.boundary.directories(), patience, || exit = reap().or(exit));
         let Some(begun) = &mut self.ending else { return true };
         begun.exit = exit.unwrap_or(begun.exit);
+        begun.survivors = left.len();
         left.is_empty() || begun.since.elapsed() > PATIENCE
     }
 
@@ -396,7 +400,7 @@ impl Replica {
         }
     }
 
-    /// Judges and certifies its end, and removes its group.
+    /// Judges and certifies its end. Its group is still to be removed, for which nobody has to wait.
     pub(super) fn finish(mut self) -> Option<Ended> {
         let mut begun = self.ending.take()?;
         if let Some(certificate) = self.kept.as_ref().and_then(Kept::certificate) {
@@ -410,7 +414,6 @@ impl Replica {
                 (None, None) => RootExit::Unknown,
             };
         }
-        let survivors = teardown::members_of(&self.boundary.directories()).len();
         let own = self.boundary.counters().ok().flatten();
         let host = self.host_oom_kills.zip(host_oom_kills()).map(|(before, after)| Delta { before, after });
         let kmsg = self.kmsg.as_mut().map(Kmsg::oom_kills);
@@ -449,25 +452,24 @@ impl Replica {
             largest: &self.roll.largest,
             history: &self.history,
             peak_processes: self.boundary.peak_processes(),
-            survivors,
+            survivors: begun.survivors,
         };
         let certificate = certify(facts, &ending, &judged);
-        let removed = self.boundary.remove();
         Some(Ended {
             oom_kills: judged.killed_inside,
             bytes_freed: begun.bytes_freed,
             certificate,
-            trouble: removed.err().map(|error| error.to_string()),
+            group: self.boundary,
         })
     }
 }
 
 impl Replica {
     /// The keeper's certificate is ours.
-    fn ended_as_kept(&self, certificate: Certificate, bytes_freed: u64) -> Ended {
+    fn ended_as_kept(self, certificate: Certificate, bytes_freed: u64) -> Ended {
         let own_kill = certificate.cause == Cause::MemoryLimit && certificate.tree.killed_inside == 0;
         let oom_kills = certificate.tree.killed_inside + u64::from(own_kill);
-        Ended { certificate, bytes_freed, oom_kills, trouble: None }
+        Ended { certificate, bytes_freed, oom_kills, group: self.boundary }
     }
 }
 
@@ -476,5 +478,6 @@ pub(super) struct Ended {
     pub(super) certificate: Certificate,
     pub(super) bytes_freed: u64,
     pub(super) oom_kills: u64,
-    pub(super) trouble: Option<String>,
+    /// Empty, and to be removed.
+    pub(super) group: Boundary,
 }

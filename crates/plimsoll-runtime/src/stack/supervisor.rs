@@ -92,6 +92,8 @@ pub(super) struct Supervisor<'o> {
     stack: Stack,
     began: Instant,
     todo: VecDeque<Effect>,
+    /// What is in the journal and not told yet, with its row.
+    telling: Vec<(Event, String)>,
     id: RunId,
     budget: Boundary,
     /// What is in force as its limit, bytes.
@@ -221,6 +223,7 @@ impl<'o> Supervisor<'o> {
             options,
             began: Instant::now(),
             todo: VecDeque::new(),
+            telling: Vec::new(),
             id,
             budget,
             budget_bytes: total,
@@ -529,11 +532,11 @@ impl<'o> Supervisor<'o> {
             oom_kills: ended.oom_kills,
         };
         self.input(Input::Exited { instance: instance.clone(), end });
-        // The next start does not wait for the disk.
+        // The next start waits neither for the disk nor for the empty group.
         self.perform();
         let stored = inbox::append(&self.options.state_dir, certificate);
         self.trouble("certificates", stored.err().map(|error| error.to_string()));
-        if let Some(trouble) = &ended.trouble {
+        if let Err(trouble) = ended.group.remove() {
             self.note(&instance, &format!("a group is left behind: {trouble}"));
         }
     }
@@ -634,6 +637,8 @@ impl Supervisor<'_> {
         while let Some(effect) = self.todo.pop_front() {
             self.act(effect);
         }
+        self.tell();
+        self.journal.save_now_and_then();
     }
 
     fn act(&mut self, effect: Effect) {
@@ -654,7 +659,9 @@ impl Supervisor<'_> {
             Effect::Probe { instance, probe, spec, timeout } => self.probe(instance, probe, &spec, timeout),
             Effect::Look { instances } => self.look(&instances),
             Effect::Stage { instance, stage, scale } => {
-                let file = self.stage_file(&instance);
+                let dir = self.stages();
+                let _ = std::fs::create_dir_all(&dir);
+                let file = dir.join(stage_file(&instance));
                 let text = serde_json::json!({
                     "stage": stage.as_str(), "since": clock::wall().to_string(), "scale": scale,
                 });
@@ -697,7 +704,7 @@ impl Supervisor<'_> {
 
     fn start(&mut self, instance: Instance, spec: &ServiceSpec, limits: Limits, wants_port: bool) {
         let port = if wants_port { free_port() } else { None };
-        let stage_file = self.stage_file(&instance);
+        let stage_file = self.stages().join(stage_file(&instance));
         let started = Replica::start(&self.ground(), instance.clone(), spec, limits, port, &stage_file);
         let replica = match started {
             Ok(replica) => replica,
@@ -721,10 +728,9 @@ impl Supervisor<'_> {
         self.input(Input::Started { instance, pid, port });
     }
 
-    fn stage_file(&self, instance: &Instance) -> PathBuf {
-        let dir = self.options.runtime_dir.join("stages");
-        let _ = std::fs::create_dir_all(&dir);
-        dir.join(format!("{}.{}.json", instance.service, instance.replica))
+    /// Where workloads are told of stages.
+    fn stages(&self) -> PathBuf {
+        self.options.runtime_dir.join("stages")
     }
 
     /// Far from their lines trees are looked at seldom; somebody who asks is not told of long ago.
@@ -851,15 +857,22 @@ impl Supervisor<'_> {
         }
         self.sums.hear(event);
         let row = self.journal.write(event);
-        self.events.retain(|stream| stream.send(format!("data: {row}\n\n")));
-        let text = event.to_string();
-        if let Some(service) = event.service().cloned() {
-            let who = event.instance().map_or_else(|| service.to_string(), ToString::to_string);
-            let words = text.strip_prefix(&format!("{who} ")).unwrap_or(&text);
-            let line = self.logs.note(&service, &who, words);
-            self.follow(&service, &line);
+        self.telling.push((event.clone(), row));
+    }
+
+    /// Tells those who listen, in the order in which things happened. Nobody's start waits for that.
+    fn tell(&mut self) {
+        for (event, row) in std::mem::take(&mut self.telling) {
+            self.events.retain(|stream| stream.send(format!("data: {row}\n\n")));
+            let text = event.to_string();
+            if let Some(service) = event.service().cloned() {
+                let who = event.instance().map_or_else(|| service.to_string(), ToString::to_string);
+                let words = text.strip_prefix(&format!("{who} ")).unwrap_or(&text);
+                let line = self.logs.note(&service, &who, words);
+                self.follow(&service, &line);
+            }
+            (self.options.say)(&text);
         }
-        (self.options.say)(&text);
     }
 
     fn reload(&mut self, reply: Option<Reply>) {
@@ -901,6 +914,11 @@ impl Supervisor<'_> {
         let _ = std::fs::remove_dir_all(options.runtime_dir.join("reports"));
         let _ = registration.remove();
     }
+}
+
+/// The name of the file that tells this replica of its stage.
+fn stage_file(instance: &Instance) -> String {
+    format!("{}.{}.json", instance.service, instance.replica)
 }
 
 /// The processes from the root down to this one, with their pids.
