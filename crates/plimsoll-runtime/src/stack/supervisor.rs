@@ -531,11 +531,12 @@ impl<'o> Supervisor<'o> {
             peak_bytes: Some(certificate.memory.peak_bytes),
             oom_kills: ended.oom_kills,
         };
-        self.input(Input::Exited { instance: instance.clone(), end });
-        // The next start waits neither for the disk nor for the empty group.
-        self.perform();
+        // Before the end is told: a supervisor that is killed in between leaves no end without its certificate.
         let stored = inbox::append(&self.options.state_dir, certificate);
         self.trouble("certificates", stored.err().map(|error| error.to_string()));
+        self.input(Input::Exited { instance: instance.clone(), end });
+        // The next start does not wait for the removal of the empty group.
+        self.perform();
         if let Err(trouble) = ended.group.remove() {
             self.note(&instance, &format!("a group is left behind: {trouble}"));
         }
