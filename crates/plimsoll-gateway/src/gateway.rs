@@ -324,3 +324,24 @@ async fn run(shared: Arc<Shared>, hear: Hear) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    #[test]
+    fn what_a_service_has_counted_outlives_its_ports() {
+        let mut gateway = Gateway::start(|_| {}).unwrap();
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        for round in 1..=5u64 {
+            gateway.open("api", any, Limits::default()).unwrap();
+            let (_, counters) = gateway.port("api").unwrap();
+            counters.retries.fetch_add(1, Relaxed);
+            assert_eq!(gateway.tallies()["api"].retries, round);
+        }
+        gateway.close("api", Duration::ZERO);
+        assert_eq!(gateway.tallies()["api"].retries, 5);
+        gateway.stop(Duration::ZERO);
+    }
+}

@@ -48,6 +48,23 @@ fn gateway(doors: Vec<Door>) -> (Gateway, Receiver<(Question, Reply)>) {
 }
 
 #[test]
+fn the_last_answer_is_heard_although_everything_stops() {
+    for round in 0..50 {
+        let folder = Folder::new(&format!("last-{round}"));
+        let (gateway, questions) = gateway(vec![Door::socket(&folder.socket()).unwrap()]);
+        let socket = folder.socket();
+        let asks = std::thread::spawn(move || {
+            ask(&socket, "POST", &Command::Down.target(), Some(PATIENCE)).and_then(|response| response.text(1000))
+        });
+        let (question, reply) = questions.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(question, Question::Do(Command::Down));
+        reply.send(Answer::text("done\n"));
+        gateway.stop(PATIENCE);
+        assert_eq!(asks.join().unwrap().unwrap(), "done\n");
+    }
+}
+
+#[test]
 fn questions_reach_whoever_knows_and_come_back() {
     let folder = Folder::new("questions");
     let (_gateway, questions) = gateway(vec![Door::socket(&folder.socket()).unwrap()]);
