@@ -36,7 +36,17 @@ impl Suite {
             // Two minutes, and an hour in the soak; half of that where all of it is emulated.
             Self::Chaos => {
                 let seconds = if matches!(place, Place::Guest(_)) { count("60", "1800") } else { count("120", "3600") };
-                vec!["chaos", "--tier", tier, "--seconds", seconds, "--seed", &seed, "--instants", count("1000", "10000")]
+                vec![
+                    "chaos",
+                    "--tier",
+                    tier,
+                    "--seconds",
+                    seconds,
+                    "--seed",
+                    &seed,
+                    "--instants",
+                    count("1000", "10000"),
+                ]
             }
             Self::Survivors => vec!["survive", "--tier", tier, "--trees", count("150", "2000"), "--seed", &seed],
         };

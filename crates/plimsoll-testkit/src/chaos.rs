@@ -242,7 +242,8 @@ impl Chaos {
                 ensure!(answer.code == Some(2), "a file with mistakes: {answer:?}");
             }
             Action::FillLogs if self.has_disk => {
-                let mut file = std::fs::File::create(self.world.path("state/logs/filler")).map_err(|e| e.to_string())?;
+                let mut file =
+                    std::fs::File::create(self.world.path("state/logs/filler")).map_err(|e| e.to_string())?;
                 while file.write(&[b'x'; 4096]).is_ok_and(|count| count > 0) {}
             }
             Action::FreeLogs => drop(std::fs::remove_file(self.world.path("state/logs/filler"))),
@@ -351,7 +352,11 @@ impl Chaos {
             ensure!(line == row["limit_bytes"].as_u64(), "{row} has the line {line:?}");
             let budget = group.parent().unwrap_or(Path::new("/"));
             let whole = limit_in(budget, &["memory.limit_in_bytes", "memory.max"]);
-            ensure!(whole == status["budget"]["limit_bytes"].as_u64(), "the budget is {whole:?}, not {}", status["budget"]);
+            ensure!(
+                whole == status["budget"]["limit_bytes"].as_u64(),
+                "the budget is {whole:?}, not {}",
+                status["budget"]
+            );
             groups.push(group);
         }
         let mut there = self.world.replica_groups();

@@ -169,7 +169,11 @@ pub(super) fn start(tools: &Tools, quick: bool) -> Result<Vec<Row>, Failure> {
     Ok(vec![Row {
         what: format!("`up` of 100 services until all run, median of {rounds}"),
         ours: milliseconds(ours),
-        theirs: format!("pm2 (its daemon runs already) {}, supervisord {}", milliseconds(pm2), milliseconds(supervisord)),
+        theirs: format!(
+            "pm2 (its daemon runs already) {}, supervisord {}",
+            milliseconds(pm2),
+            milliseconds(supervisord)
+        ),
         ratio: format!("{:.1} × as fast as pm2, {:.1} × supervisord", ratio(pm2, ours), ratio(supervisord, ours)),
         goal: "≥ 10 × as fast as pm2",
         met: ratio(pm2, ours) >= 10.0,

@@ -85,7 +85,9 @@ services:
     world.kill_supervisor()?;
     world.up()?;
     world.until("it met its line", |world| world.row("leaky", 1)["oom_kills"].as_u64() >= Some(1))?;
-    world.until("it is back", |world| world.row("leaky", 1)["state"] == "running" && world.row("leaky", 1)["restarts"] == 1)?;
+    world.until("it is back", |world| {
+        world.row("leaky", 1)["state"] == "running" && world.row("leaky", 1)["restarts"] == 1
+    })?;
     world.until("crashes runs", |world| world.row("crashes", 1)["state"] == "running")?;
     ensure!(world.row("crashes", 1)["restarts"] == 2, "{}", world.row("crashes", 1));
     let kills = world.row("leaky", 1)["oom_kills"].clone();
@@ -98,7 +100,11 @@ services:
     ensure!(world.row("leaky", 1)["oom_kills"] == kills, "{} against {kills}", world.row("leaky", 1));
     world.down()?;
     world.up()?;
-    ensure!(world.row("crashes", 1)["restarts"] == 2 && world.row("leaky", 1)["oom_kills"] == kills, "{}", world.story());
+    ensure!(
+        world.row("crashes", 1)["restarts"] == 2 && world.row("leaky", 1)["oom_kills"] == kills,
+        "{}",
+        world.story()
+    );
     ensure!(world.events().iter().filter(|row| row["event"] == "loaded").count() == 4, "not four lives");
     Ok(())
 }
@@ -234,7 +240,9 @@ services:
     ensure!(world.pid("talks", 1)? == pid, "{}", world.story());
     std::fs::remove_file(world.path("state/filler")).map_err(|error| error.to_string())?;
     for about in ["journal: ", "logs: ", "certificates: "] {
-        world.until(&format!("`{about}` is over"), |world| world.said().contains(&format!("{about}all is well again")))?;
+        world.until(&format!("`{about}` is over"), |world| {
+            world.said().contains(&format!("{about}all is well again"))
+        })?;
     }
     let before = world.row("crashes", 1)["restarts"].as_u64();
     world.kill_supervisor()?;

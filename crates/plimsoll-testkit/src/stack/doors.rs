@@ -147,7 +147,9 @@ pub(super) fn a_port_that_is_taken(world: &mut World) -> Check {
     world.until("it is told", |world| world.said().contains("the port of web"))?;
     let pid = world.pid("web", 1)?;
     drop(other);
-    world.until("it opens", |_| http::get(&format!("http://127.0.0.1:{port}/pid")).is_ok_and(|(status, _)| status == 200))?;
+    world.until("it opens", |_| {
+        http::get(&format!("http://127.0.0.1:{port}/pid")).is_ok_and(|(status, _)| status == 200)
+    })?;
     ensure!(world.pid("web", 1)? == pid, "it was restarted");
     world.until("that is told, too", |world| world.said().contains("all is well again"))?;
     // And when it is all over the port is free again.
@@ -178,7 +180,10 @@ services:
     }
     world.until("it is so", |world| {
         let pids = [world.row("same", 1)["pid"].clone(), world.row("changed", 1)["pid"].clone()];
-        world.row("new", 1)["state"] == "running" && world.row("old", 1).is_null() && pids[0] == same && pids[1] != changed
+        world.row("new", 1)["state"] == "running"
+            && world.row("old", 1).is_null()
+            && pids[0] == same
+            && pids[1] != changed
             && world.row("changed", 1)["state"] == "running"
     })?;
     let color = std::fs::read(format!("/proc/{}/environ", world.pid("changed", 1)?)).unwrap_or_default();
@@ -192,7 +197,11 @@ services:
     world.until("the signal was heard", |world| {
         world.events().iter().filter(|row| row["event"] == "loaded").count() > loads
     })?;
-    ensure!([world.pid("changed", 1)?, world.pid("new", 1)?] == pids && world.pid("same", 1)? == same, "{}", world.story());
+    ensure!(
+        [world.pid("changed", 1)?, world.pid("new", 1)?] == pids && world.pid("same", 1)? == same,
+        "{}",
+        world.story()
+    );
     // Only what that takes: a priority needs no restart.
     ensure!(world.events_of("started", "same").len() == 1, "{}", world.story());
     Ok(())
@@ -202,7 +211,9 @@ services:
 pub(super) fn an_invalid_file_changes_nothing(world: &mut World) -> Check {
     world.up_with("services: { one: { command: [@work, sleep], mem_limit: 64m } }", &[("one", 1)])?;
     let pid = world.pid("one", 1)?;
-    world.write("services: { one: { command: [@work, sleep], mem_limt: 32m }, two: { command: [x], depends_on: [three] } }");
+    world.write(
+        "services: { one: { command: [@work, sleep], mem_limt: 32m }, two: { command: [x], depends_on: [three] } }",
+    );
     let again = world.tell(&["up"]);
     ensure!(again.code == Some(2), "{again:?}");
     ensure!(again.err.contains("`mem_limit`") && again.err.contains("`three`"), "not all mistakes: {}", again.err);
@@ -219,17 +230,26 @@ pub(super) fn an_invalid_file_changes_nothing(world: &mut World) -> Check {
 /// What cannot come true is refused before anything starts, with what and by how much.
 pub(super) fn what_cannot_be_is_refused(world: &mut World) -> Check {
     let cases: &[(&str, &[&str])] = &[
-        ("budget: { memory: 64m }\nservices: { big: { command: [x], mem_reservation: 128m } }", &["big", "128 MiB", "64 MiB"]),
+        (
+            "budget: { memory: 64m }\nservices: { big: { command: [x], mem_reservation: 128m } }",
+            &["big", "128 MiB", "64 MiB"],
+        ),
         (
             "budget: { memory: 100m }\nservices: { one: { command: [x], mem_reservation: 60m }, two: { command: [x], mem_reservation: 70m } }",
             &["130 MiB", "100 MiB", "30 MiB", "one", "two"],
         ),
-        ("services: { a: { command: [x], depends_on: [b] }, b: { command: [x], depends_on: [a] } }", &["circle", "a", "b"]),
+        (
+            "services: { a: { command: [x], depends_on: [b] }, b: { command: [x], depends_on: [a] } }",
+            &["circle", "a", "b"],
+        ),
         ("services: { a: { command: [x], depends_on: [c] } }", &["`c`"]),
         ("services: { a: { command: [x], memlimit: 1g } }", &["memlimit", "mem_limit"]),
         ("services: { a: { command: [x], restart: perhaps } }", &["perhaps"]),
         ("services: [", &["plimsoll.yaml"]),
-        ("strict: true\nbudget: { memory: 64m }\nservices: { a: { command: [x], mem_limit: 100m } }", &["100 MiB", "64 MiB"]),
+        (
+            "strict: true\nbudget: { memory: 64m }\nservices: { a: { command: [x], mem_limit: 100m } }",
+            &["100 MiB", "64 MiB"],
+        ),
     ];
     for (yaml, words) in cases {
         world.write(yaml);

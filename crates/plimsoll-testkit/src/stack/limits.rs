@@ -120,7 +120,10 @@ services:
     let certificate = world.explain("leaky")?;
     ensure!(certificate["cause"] == "memory_limit" && certificate["confidence"] == "certain", "{certificate}");
     ensure!(certificate["memory"]["limit_bytes"] == 48 * MIB, "{certificate}");
-    ensure!(certificate["memory"]["largest"][0]["command"].as_str().is_some_and(|c| c.contains("hog")), "{certificate}");
+    ensure!(
+        certificate["memory"]["largest"][0]["command"].as_str().is_some_and(|c| c.contains("hog")),
+        "{certificate}"
+    );
     // Our own lines stand between the service's, in the order in which it happened.
     let log = world.done(&["logs", "leaky"])?;
     let marks = ["| begun", "* OOM-killed", "* restarting", "* restarting, attempt 1/3", "* started", "| begun"];

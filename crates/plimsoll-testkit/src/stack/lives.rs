@@ -29,7 +29,11 @@ services:
     ensure!(at("c")? <= at("b")? && at("c")? <= at("d")?, "c began later than those that need it");
     ensure!(at("b")? <= at("a")? && at("d")? <= at("a")?, "a began before what it needs");
     let seq = |kind: &str, name: &str| world.events_of(kind, name).first().and_then(|row| row["seq"].as_u64());
-    ensure!(seq("started", "c") < seq("starting", "b") && seq("started", "b") < seq("starting", "a"), "{}", world.story());
+    ensure!(
+        seq("started", "c") < seq("starting", "b") && seq("started", "b") < seq("starting", "a"),
+        "{}",
+        world.story()
+    );
     world.down()?;
     let marks: Vec<String> = world.lines("marks").into_iter().skip(4).collect();
     let place = |line: &str| marks.iter().position(|mark| mark == line).ok_or(format!("no `{line}` in {marks:?}"));
@@ -117,10 +121,15 @@ services:
     let line = table.lines().find(|line| line.starts_with("two/1")).unwrap_or_default().to_owned();
     ensure!(line.contains("failed") && line.contains("2/2"), "{table}");
     ensure!(world.row("no", 1)["state"] == "failed", "{}", world.row("no", 1));
-    ensure!(world.row("fine", 1)["state"] == "stopped" && world.row("done", 1)["state"] == "stopped", "{}", world.story());
+    ensure!(
+        world.row("fine", 1)["state"] == "stopped" && world.row("done", 1)["state"] == "stopped",
+        "{}",
+        world.story()
+    );
     ensure!(world.row("always", 1)["restarts"] == 3, "{}", world.row("always", 1));
     // 100 ms, doubled each time.
-    let delays: Vec<u64> = world.events_of("restarting", "always").iter().filter_map(|r| r["delay_ms"].as_u64()).collect();
+    let delays: Vec<u64> =
+        world.events_of("restarting", "always").iter().filter_map(|r| r["delay_ms"].as_u64()).collect();
     ensure!(delays == [100, 200, 400], "{delays:?}");
     let row = world.events_of("failed", "two").pop().unwrap_or_default();
     ensure!(row["attempts"] == 2, "{row}");
@@ -285,19 +294,37 @@ services:
 "#,
         &[("polite", 1), ("deaf", 1), ("none", 1), ("asleep", 1)],
     )?;
-    world.until("all are ready", |world| ["polite", "deaf", "none"].iter().all(|name| world.log(name).contains("| ready")))?;
+    world.until("all are ready", |world| {
+        ["polite", "deaf", "none"].iter().all(|name| world.log(name).contains("| ready"))
+    })?;
     for name in ["polite", "deaf", "none", "asleep"] {
         world.done(&["stop", name])?;
     }
     ensure!(world.members().is_empty(), "{:?}", world.members());
-    ensure!(world.log("polite").contains("| got INT") && !world.log("polite").contains("got TERM"), "{}", world.log("polite"));
+    ensure!(
+        world.log("polite").contains("| got INT") && !world.log("polite").contains("got TERM"),
+        "{}",
+        world.log("polite")
+    );
     ensure!(world.events_of("killing", "polite").is_empty(), "killed before its grace was over");
     let ended = |name: &str| world.events_of("ended", name).pop().unwrap_or_default();
     ensure!(ended("polite")["cause"] == "stopped" && ended("polite")["code"] == 0, "{}", ended("polite"));
-    ensure!(world.events_of("stopping", "deaf").len() == 1 && world.events_of("killing", "deaf").len() == 1, "{}", world.story());
+    ensure!(
+        world.events_of("stopping", "deaf").len() == 1 && world.events_of("killing", "deaf").len() == 1,
+        "{}",
+        world.story()
+    );
     ensure!(ended("deaf")["cause"] == "stopped" && ended("deaf")["signal"] == 9, "{}", ended("deaf"));
-    ensure!(world.events_of("stopping", "none").is_empty() && !world.log("none").contains("got TERM"), "{}", world.story());
-    ensure!(ended("asleep")["cause"] == "stopped" && world.events_of("killing", "asleep").is_empty(), "{}", ended("asleep"));
+    ensure!(
+        world.events_of("stopping", "none").is_empty() && !world.log("none").contains("got TERM"),
+        "{}",
+        world.story()
+    );
+    ensure!(
+        ended("asleep")["cause"] == "stopped" && world.events_of("killing", "asleep").is_empty(),
+        "{}",
+        ended("asleep")
+    );
     Ok(())
 }
 

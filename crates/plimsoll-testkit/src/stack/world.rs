@@ -223,9 +223,10 @@ impl World {
 
     /// The groups of replicas that stand now: the children of the budget's, in the hierarchy that limits memory.
     pub(crate) fn replica_groups(&self) -> Vec<PathBuf> {
-        let budget = self.groups.iter().filter(|group| {
-            group.join("memory.limit_in_bytes").exists() || group.join("memory.max").exists()
-        });
+        let budget = self
+            .groups
+            .iter()
+            .filter(|group| group.join("memory.limit_in_bytes").exists() || group.join("memory.max").exists());
         let below = budget.filter_map(|group| std::fs::read_dir(group).ok()).flat_map(|entries| entries.flatten());
         below.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
     }
@@ -251,7 +252,8 @@ impl World {
 
     /// What is left of all lives: processes, groups, registry files.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        let mut left: Vec<String> = alive(&self.tag).iter().map(|pid| format!("{pid} ({})", command_line(*pid))).collect();
+        let mut left: Vec<String> =
+            alive(&self.tag).iter().map(|pid| format!("{pid} ({})", command_line(*pid))).collect();
         left.extend(self.in_groups().iter().map(|pid| format!("{pid} in a group ({})", command_line(*pid))));
         left.extend(self.groups.iter().filter(|group| group.exists()).map(|group| group.display().to_string()));
         left.extend(self.records().iter().map(|file| file.display().to_string()));
@@ -354,7 +356,12 @@ impl World {
         let rows: Vec<String> = self
             .rows()
             .iter()
-            .map(|row| format!("{}/{} {} pid {} attempt {} {}", row["name"], row["replica"], row["state"], row["pid"], row["attempt"], row["waiting"]))
+            .map(|row| {
+                format!(
+                    "{}/{} {} pid {} attempt {} {}",
+                    row["name"], row["replica"], row["state"], row["pid"], row["attempt"], row["waiting"]
+                )
+            })
             .collect();
         format!("  it said:\n    {}\n  status:\n    {}", said.join("\n    "), rows.join("\n    "))
     }
