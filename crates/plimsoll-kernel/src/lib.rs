@@ -15,6 +15,7 @@ pub mod host;
 pub mod kmsg;
 pub mod procfs;
 pub mod pty;
+pub mod resident;
 pub mod signal;
 pub mod spawn;
 pub mod tree;

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use plimsoll_kernel::boundary;
 use plimsoll_kernel::cgroup::Found;
+use plimsoll_kernel::resident;
 use plimsoll_kernel::signal::{SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Fork, Wait};
 use plimsoll_model::stack::StackSpec;
@@ -82,6 +83,10 @@ pub fn up(mut options: StackOptions) -> Result<u8, String> {
         }
         Fork::Parent(supervisor) => {
             drop(theirs);
+            // What it guards is written in the registry.
+            options.spec =
+                Arc::new(StackSpec { budget: options.spec.budget, alerts: Vec::new(), services: Default::default() });
+            resident::give_back();
             let code = guard(&options, &signals, &ours, supervisor);
             if let Some(leaf) = leaf {
                 leaf.leave();

@@ -30,6 +30,7 @@ use plimsoll_kernel::cgroup::{Found, teardown};
 use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::host::machine_memory;
 use plimsoll_kernel::procfs::{CpuTimes, parse_cpu_times, parse_loadavg, parse_pressure, read_file};
+use plimsoll_kernel::resident;
 use plimsoll_kernel::signal::{SignalFd, SignalSet};
 use plimsoll_kernel::spawn::{self, Wait};
 use plimsoll_model::ending::RootExit;
@@ -70,6 +71,9 @@ const LOOK_FOR_GUESTS: Duration = Duration::from_millis(500);
 
 /// What people are shown of memory is not older than this.
 const FRESH: Duration = Duration::from_millis(500);
+
+/// So long after the last start, memory that only starts need is given back.
+const AT_REST: Duration = Duration::from_secs(2);
 
 /// A public address that could not be had is tried again after this.
 const RETRY_PORTS: Duration = Duration::from_secs(1);
@@ -135,6 +139,8 @@ pub(super) struct Supervisor<'o> {
     /// Public addresses that could not be opened.
     unopened: BTreeMap<Name, (SocketAddr, Vec<Backend>)>,
     retry_ports: Option<Instant>,
+    /// When what starts needed is given back.
+    give_back: Option<Instant>,
     finished: bool,
 }
 
@@ -258,6 +264,7 @@ impl<'o> Supervisor<'o> {
             troubles: BTreeMap::new(),
             unopened: BTreeMap::new(),
             retry_ports: None,
+            give_back: Some(Instant::now().after(AT_REST)),
             finished: false,
         })
     }
@@ -320,6 +327,7 @@ impl<'o> Supervisor<'o> {
             self.end_slow_errands();
             self.bury(false);
             self.retry_ports();
+            self.give_back();
             self.see_off_guests();
             if self.stack.next_due().is_some_and(|due| self.now() >= due) {
                 self.input(Input::Tick);
@@ -341,6 +349,7 @@ impl<'o> Supervisor<'o> {
             .chain(guests)
             .chain(self.dying.iter().map(|dying| dying.again))
             .chain(self.retry_ports)
+            .chain(self.give_back)
             .chain(self.standing.due());
         for at in others {
             let left = at.since(now);
@@ -703,7 +712,15 @@ impl Supervisor<'_> {
         }
     }
 
+    fn give_back(&mut self) {
+        if self.give_back.is_some_and(|at| Instant::now() >= at) {
+            self.give_back = None;
+            resident::give_back();
+        }
+    }
+
     fn start(&mut self, instance: Instance, spec: &ServiceSpec, limits: Limits, wants_port: bool) {
+        self.give_back = Some(Instant::now().after(AT_REST));
         let port = if wants_port { free_port() } else { None };
         let stage_file = self.stages().join(stage_file(&instance));
         let started = Replica::start(&self.ground(), instance.clone(), spec, limits, port, &stage_file);

@@ -87,15 +87,19 @@ impl Supervisor<'_> {
     }
 
     fn status(&self) -> String {
-        let mut value = serde_json::to_value(self.snapshot()).unwrap_or_default();
-        if let Some(fields) = value.as_object_mut() {
-            let troubles: Vec<String> = self.troubles.iter().map(|(about, why)| format!("{about}: {why}")).collect();
-            fields.insert("troubles".to_owned(), serde_json::json!(troubles));
-            // Their issues are still to come; the shape is the contract's.
-            fields.insert("pools".to_owned(), serde_json::json!([]));
-            fields.insert("imports".to_owned(), serde_json::json!([]));
+        /// The snapshot, and what the core knows nothing of.
+        #[derive(serde::Serialize)]
+        struct Shown {
+            #[serde(flatten)]
+            snapshot: Snapshot,
+            troubles: Vec<String>,
+            /// Their issues are still to come; the shape is the contract's.
+            pools: [(); 0],
+            imports: [(); 0],
         }
-        value.to_string()
+        let troubles = self.troubles.iter().map(|(about, why)| format!("{about}: {why}")).collect();
+        let shown = Shown { snapshot: self.snapshot(), troubles, pools: [], imports: [] };
+        serde_json::to_string(&shown).unwrap_or_default()
     }
 
     fn processes(&self) -> String {
