@@ -11,6 +11,7 @@ mod model;
 pub(super) mod tests;
 
 use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::time::Duration;
@@ -21,6 +22,8 @@ use plimsoll_kernel::tree::kill_process;
 use plimsoll_store::Paths;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use self::draw::Look;
 use self::model::{Effect, Message, Model};
@@ -91,7 +94,8 @@ fn live(
                 suspend(terminal)?;
                 is_changed = true;
             }
-            if event::poll(if is_changed { Duration::ZERO } else { TICK })? {
+            is_there(io::stdin().as_fd(), if is_changed { Duration::ZERO } else { TICK })?;
+            if event::poll(Duration::ZERO)? {
                 if let Event::Key(key) = event::read()?
                     && let Some(effect) = model.press(key)
                 {
@@ -108,6 +112,20 @@ fn live(
             }
         }
     }
+}
+
+/// Waits until a key is there, for so long at most. A terminal that was hung up is an error: whoever reads from it is
+/// told at once that there is something, and finds nothing, again and again.
+fn is_there(terminal: BorrowedFd<'_>, time: Duration) -> io::Result<()> {
+    let mut fds = [PollFd::from_borrowed_fd(terminal, PollFlags::IN)];
+    match poll(&mut fds, Timespec::try_from(time).ok().as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+        return Err(io::Error::new(io::ErrorKind::BrokenPipe, "it was closed"));
+    }
+    Ok(())
 }
 
 /// Does what was confirmed; answers what is said about it for now.

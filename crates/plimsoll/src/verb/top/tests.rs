@@ -2,7 +2,9 @@
 //!
 //! The pictures are files in `tests/`; `PLIMSOLL_WRITE_PICTURES=1 cargo test -p plimsoll verb` writes them anew.
 
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use plimsoll_core::stack::Stage;
 use plimsoll_core::stack::snapshot::{BudgetRow, HealthWord, HostRow, ScaleRow, ServiceRow, Snapshot, State};
@@ -375,4 +377,19 @@ proptest! {
             draw::draw(&model, look, Rect::new(5, 2, 70, 20), &mut buffer);
         }
     }
+}
+
+/// Found by two of them that outlived their terminal at full speed.
+#[test]
+fn a_terminal_that_was_hung_up_is_no_terminal() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let slave = rustix::fs::open(name, flags, rustix::fs::Mode::empty()).unwrap();
+    super::is_there(slave.as_fd(), Duration::ZERO).unwrap();
+    drop(master);
+    assert!(super::is_there(slave.as_fd(), Duration::from_secs(30)).is_err());
 }
