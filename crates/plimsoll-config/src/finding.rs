@@ -58,7 +58,7 @@ impl Finding {
         Self {
             id,
             severity: Severity::Error,
-            message: message.into(),
+            message: in_one_line(message.into()),
             service: None,
             key: None,
             place: None,
@@ -218,6 +218,15 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
+/// A message in one line, whatever the names of files have in them.
+fn in_one_line(message: String) -> String {
+    if !message.contains(char::is_control) {
+        return message;
+    }
+    let plain = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
+    message.chars().map(plain).collect()
+}
+
 /// What a user wrote, fit to stand in a message: in backticks, in one line, not too long.
 pub(crate) fn quote(text: &str) -> String {
     const LONGEST: usize = 60;
@@ -245,6 +254,13 @@ pub(crate) fn nearest<'w>(word: &str, words: impl IntoIterator<Item = &'w str>) 
 mod tests {
     use super::*;
     use crate::source::Source;
+
+    /// Found by the fuzzer: a file whose name has line ends in it.
+    #[test]
+    fn a_message_is_one_line() {
+        let finding = Finding::error("env_file", "/srv/a\r\nb cannot be read");
+        assert_eq!(finding.message, "/srv/a\\r\\nb cannot be read");
+    }
 
     #[test]
     fn a_finding_as_the_compiler_shows_its_own() {
