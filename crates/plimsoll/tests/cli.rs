@@ -23,6 +23,24 @@ fn the_words_of_the_command_line() {
     assert!(!Path::new("/nonexistent").exists());
 }
 
+/// The verbs of a stack that runs. Without groups its replicas are kept otherwise, which nothing here shows.
+#[test]
+fn a_stack_and_its_verbs() {
+    let place = Place::new("stack");
+    let cases = trycmd::TestCases::new();
+    cases
+        .env("PLIMSOLL_STATE_DIR", place.path("state").display().to_string())
+        .env("PLIMSOLL_RUNTIME_DIR", place.path("run").display().to_string())
+        .env("COLUMNS", "200")
+        .env("TZ", "UTC")
+        .case("tests/cmd/running/verbs.trycmd");
+    let ran = std::panic::catch_unwind(|| cases.run());
+    // A step that failed may have left it up; where all went well there is nothing to stop.
+    let (code, said) = place.shell("$PLIMSOLL down");
+    assert!(ran.is_err() || code == Some(1), "it was still up: {said}");
+    ran.unwrap_or_else(|why| std::panic::resume_unwind(why));
+}
+
 #[expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "the one place here that starts a process")]
 fn output_with(state: &Path, program: &str, args: &[&str]) -> Output {
     let mut command = std::process::Command::new(program);

@@ -17,7 +17,7 @@ services:
 fn up_with_daemons(world: &mut World) -> Check {
     world.up_with(DAEMONS, &[("daemons", 1), ("marks", 1), ("deaf", 1)])?;
     world.until("all are there", |world| {
-        world.in_groups().len() >= 8 && world.lines("marks").iter().any(|line| line == "m up")
+        world.everybody().len() >= 8 && world.lines("marks").iter().any(|line| line == "m up")
     })
 }
 
@@ -52,7 +52,7 @@ pub(super) fn both_killed_then_swept(world: &mut World) -> Check {
     // And when it is `up` that comes next.
     world.was_killed = true;
     let (guard, supervisor) = (world.guard_pid(), world.supervisor_pid());
-    let old: Vec<i32> = world.in_groups();
+    let old: Vec<i32> = world.everybody();
     for number in [19, 9] {
         world.send(guard, number)?;
         world.send(supervisor, number)?;
@@ -60,7 +60,7 @@ pub(super) fn both_killed_then_swept(world: &mut World) -> Check {
     world.wait_up()?;
     world.until("both are gone", |world| !alive(&world.tag).iter().any(|pid| [guard, supervisor].contains(pid)))?;
     up_with_daemons(world)?;
-    let both: Vec<i32> = world.in_groups().into_iter().filter(|pid| old.contains(pid)).collect();
+    let both: Vec<i32> = world.everybody().into_iter().filter(|pid| old.contains(pid)).collect();
     ensure!(both.is_empty(), "of the life before: {both:?}");
     world.down()
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::world::{Check, World, command_line, ensure, group_of};
+use super::world::{Check, World, command_line, ensure};
 use crate::http;
 
 /// A port that nobody has at this moment.
@@ -113,7 +113,7 @@ pub(super) fn scale_out_and_in(world: &mut World) -> Check {
     world.up_with(&web(port, 1), &[("web", 1)])?;
     world.done(&["scale", "web=3"])?;
     ensure!(world.rows().len() == 3 && world.rows().iter().all(|row| row["state"] == "running"), "{}", world.story());
-    ensure!(world.replica_groups().len() == 3, "{:?}", world.replica_groups());
+    ensure!(world.held() == 3, "{} are held", world.held());
     let pids = |answers: &[String]| {
         let mut pids: Vec<String> = answers.iter().map(|one| one.replace("200 ", "")).collect();
         pids.sort();
@@ -129,11 +129,12 @@ pub(super) fn scale_out_and_in(world: &mut World) -> Check {
     world.done(&["scale", "web=1"])?;
     let answers: Vec<String> = waiting.into_iter().map(|one| one.join().expect("a client")).collect();
     ensure!(answers.iter().all(|one| one.starts_with("200 ")), "{answers:?}");
-    world.until("one is left", |world| world.rows().len() == 1 && world.replica_groups().len() == 1)?;
+    world.until("one is left", |world| world.rows().len() == 1 && world.held() == 1)?;
     ensure!(world.pid("web", 1)? == first, "{}", world.story());
-    let group = group_of(first, "memory");
-    let strangers: Vec<i32> = world.members().into_iter().filter(|&pid| group_of(pid, "memory") != group).collect();
-    ensure!(strangers.iter().all(|&pid| command_line(pid).is_empty()), "{strangers:?}");
+    let tree: Vec<i32> = world.tree("web", 1)?.iter().map(|process| process.pid).collect();
+    let strangers: Vec<i32> = world.workers().into_iter().filter(|pid| !tree.contains(pid)).collect();
+    // A health test that was just begun, or has just ended, is none.
+    ensure!(strangers.iter().all(|&pid| !command_line(pid).contains("serve")), "{strangers:?}");
     let refused = world.tell(&["scale", "web=100000"]);
     ensure!(refused.code == Some(1) && refused.err.contains("web"), "{refused:?}");
     Ok(())
@@ -188,7 +189,7 @@ services:
     })?;
     let color = std::fs::read(format!("/proc/{}/environ", world.pid("changed", 1)?)).unwrap_or_default();
     ensure!(String::from_utf8_lossy(&color).contains("COLOR=blue"), "the old environment");
-    world.until("the old one is gone", |world| world.replica_groups().len() == 3 && world.members().len() == 3)?;
+    world.until("the old one is gone", |world| world.held() == 3 && world.workers().len() == 3)?;
     // By the signal, and to the guard, whom a user knows.
     let pids = [world.pid("changed", 1)?, world.pid("new", 1)?];
     world.write(&yaml("new", "blue", "best-effort"));

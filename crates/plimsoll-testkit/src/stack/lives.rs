@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use plimsoll_kernel::procfs::{Process, parse_stat};
 
-use super::world::{Check, World, command_line, ensure, group_of};
+use super::world::{Check, World, command_line, ensure};
 
 fn start_ticks(pid: i32) -> u64 {
     let text = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -176,7 +176,7 @@ services:
         ensure!(!process.is_alive(), "{name} lives when stop has returned");
         ensure!(world.row(name, 1)["state"] == "stopped", "{}", world.row(name, 1));
     }
-    ensure!(world.pid("other", 1)? == other && world.members() == [other], "{:?}", world.members());
+    ensure!(world.pid("other", 1)? == other && world.workers() == [other], "{:?}", world.workers());
     world.down()?;
     world.up()?;
     world.wait_state("other", 1, "running")?;
@@ -340,24 +340,19 @@ services:
 "#,
         &[("stays", 1), ("quits", 1)],
     )?;
-    let of = |world: &World, name: &str| -> Result<Vec<Process>, String> {
-        let group = group_of(world.pid(name, 1)?, "memory").ok_or("no group")?;
-        let text = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        Ok(text.lines().filter_map(|pid| Process::of(pid.parse().ok()?).ok()).collect())
-    };
     world.until("all are there", |world| {
-        of(world, "stays").is_ok_and(|all| all.len() >= 5) && of(world, "quits").is_ok_and(|all| all.len() >= 4)
+        world.tree("stays", 1).is_ok_and(|all| all.len() >= 5) && world.tree("quits", 1).is_ok_and(|all| all.len() >= 4)
     })?;
     let alive = |all: &[Process]| all.iter().filter(|process| process.is_alive()).map(|p| p.pid).collect::<Vec<i32>>();
-    let stays = of(world, "stays")?;
+    let stays = world.tree("stays", 1)?;
     world.done(&["stop", "stays"])?;
     ensure!(alive(&stays).is_empty(), "alive when stop has returned: {:?}", alive(&stays));
-    let quits = of(world, "quits")?;
+    let quits = world.tree("quits", 1)?;
     std::fs::write(world.path("quit"), "").map_err(|error| error.to_string())?;
     let ended = world.wait_event("ended", "quits")?;
     ensure!(ended["cause"] == "exited", "{ended}");
     ensure!(alive(&quits).is_empty(), "alive when its end is told: {:?}", alive(&quits));
-    ensure!(world.in_groups().is_empty() && world.replica_groups().is_empty(), "{:?}", world.replica_groups());
+    ensure!(world.in_groups().is_empty() && world.held() == 0, "{} are held", world.held());
     Ok(())
 }
 
@@ -377,7 +372,7 @@ services:
     ensure!(failed.len() == 2, "{failed:?}");
     ensure!(failed[0]["why"].as_str().is_some_and(|why| why.contains("/nowhere/at/all")), "{failed:?}");
     ensure!(world.row("absent", 1)["last_cause"] == "start_failed", "{}", world.row("absent", 1));
-    ensure!(world.replica_groups().len() == 1, "{:?}", world.replica_groups());
+    ensure!(world.held() == 1, "{} are held", world.held());
     // "Every end has a certificate", also that of what never ran.
     let certificate = world.explain("absent")?;
     ensure!(certificate["cause"] == "start_failed", "{certificate}");

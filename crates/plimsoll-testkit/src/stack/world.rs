@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use plimsoll_kernel::clock::Instant;
-use plimsoll_kernel::procfs::{CgroupMount, Process, Version, parse_mountinfo, parse_proc_cgroup};
+use plimsoll_kernel::procfs::{CgroupMount, Process, Version, parse_mountinfo, parse_proc_cgroup, parse_stat};
 use plimsoll_kernel::signal;
 use serde_json::Value;
 
@@ -231,6 +231,38 @@ impl World {
         below.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
     }
 
+    /// Replicas that something holds: their groups, or the runs that keep them where there are no groups.
+    pub(crate) fn held(&self) -> usize {
+        if self.tier != Tier::Watchdog {
+            return self.replica_groups().len();
+        }
+        children(self.supervisor_pid()).into_iter().filter(|&pid| command_line(pid).contains("--kept")).count()
+    }
+
+    /// Everybody in a replica's tree, whatever he forgot: by its group, or below the run that keeps it.
+    pub(crate) fn tree(&self, name: &str, replica: u32) -> Result<Vec<Process>, String> {
+        let root = self.pid(name, replica)?;
+        let pids: Vec<i32> = if self.tier == Tier::Watchdog {
+            let mut all = vec![parent(root).ok_or("no keeper")?];
+            let mut at = 0;
+            while at < all.len() {
+                all.extend(children(all[at]));
+                at += 1;
+            }
+            all.split_off(1)
+        } else {
+            let group = group_of(root, "memory").ok_or("no group")?;
+            let text = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            text.lines().filter_map(|pid| pid.parse().ok()).collect()
+        };
+        Ok(pids.into_iter().filter_map(|pid| Process::of(pid).ok()).collect())
+    }
+
+    /// Who is alive of all services, but for those that keep them.
+    pub(crate) fn workers(&self) -> Vec<i32> {
+        self.members().into_iter().filter(|&pid| executable(pid) != executable(self.guard_pid())).collect()
+    }
+
     /// Who is alive and carries the tag, apart from `plimsoll up` itself.
     pub(crate) fn members(&self) -> Vec<i32> {
         let ours = [self.guard_pid(), self.supervisor_pid()];
@@ -248,6 +280,11 @@ impl World {
             todo.extend(below.filter(|path| path.is_dir()));
         }
         found
+    }
+
+    /// Who is in a group; where there are none, who carries the tag.
+    pub(crate) fn everybody(&self) -> Vec<i32> {
+        if self.tier == Tier::Watchdog { self.workers() } else { self.in_groups() }
     }
 
     /// What is left of all lives: processes, groups, registry files.
@@ -543,6 +580,15 @@ fn is_first_of_a_life(row: &Value, events: &[Value]) -> bool {
     let behind = events.iter().filter(|other| other["seq"].as_u64() > at);
     let mut starts = behind.filter(|other| other["event"] == "starting");
     starts.next().is_some_and(|next| next["generation"] == 1)
+}
+
+/// The program that a process runs.
+fn executable(pid: i32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+pub(crate) fn parent(pid: i32) -> Option<i32> {
+    parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?).map(|stat| stat.parent)
 }
 
 pub(crate) fn command_line(pid: i32) -> String {
