@@ -26,6 +26,8 @@ pub(crate) struct Roll {
     pub(crate) largest: Vec<Largest>,
     /// Everyone ever seen, up to a bound.
     pub(crate) pids: Vec<i32>,
+    /// The root and the command that it was started with, secrets hidden: it may be gone before anybody was called.
+    root: Option<(i32, String)>,
     /// Who was among the largest and is gone, or is being emptied, and since when.
     lost: Vec<(Instant, Largest)>,
 }
@@ -44,6 +46,7 @@ impl Roll {
                 let command = command_line(member.pid)
                     .map(|line| redact::redact_command(&line, secrets).join(" "))
                     .or(known)
+                    .or_else(|| self.root.as_ref().filter(|(pid, _)| *pid == member.pid).map(|(_, line)| line.clone()))
                     .unwrap_or_else(|| format!("[{}]", member.name));
                 Largest { pid: member.pid, command, memory_bytes: member.memory_bytes, depth: member.depth }
             })
@@ -53,6 +56,12 @@ impl Roll {
         self.lost.extend(lost(&before, &members).map(|one| (now, one.clone())));
         members.iter().for_each(|member| self.note_pid(member.pid));
         self.members = members;
+    }
+
+    /// The root and its command, secrets hidden.
+    pub(crate) fn note_root(&mut self, pid: i32, command: String) {
+        self.note_pid(pid);
+        self.root = Some((pid, command));
     }
 
     /// Somebody is known to be in it.

@@ -22,7 +22,7 @@ use plimsoll_kernel::spawn::{Job, Launch, SpawnError};
 use plimsoll_kernel::tree::{kill_process, members_of_group, raise_scores};
 use plimsoll_model::ending::{Decision, Delta, Ending, RootExit, Victim};
 use plimsoll_model::stack::ServiceSpec;
-use plimsoll_model::{Cause, Certificate, Limits, Member, OnLimit, RunId, Sample};
+use plimsoll_model::{Cause, Certificate, Evidence, Limits, Member, OnLimit, RunId, Sample};
 
 use super::kept::{self, Kept};
 use crate::certify::{Facts, certify};
@@ -95,6 +95,64 @@ pub(super) struct Looked {
     pub(super) stuck_at: Option<u64>,
 }
 
+/// A step of a start that could not be taken.
+struct Step {
+    why: String,
+    /// What the kernel answered to the child, if it came so far.
+    errno: Option<i32>,
+}
+
+/// A tree that never ran.
+pub(super) struct NotStarted {
+    /// In words.
+    pub(super) why: String,
+    pub(super) certificate: Certificate,
+}
+
+impl NotStarted {
+    fn certified(
+        step: Step,
+        id: RunId,
+        name: &str,
+        command: &[String],
+        boundary: plimsoll_model::Boundary,
+        at: jiff::Timestamp,
+        limits: &Limits,
+    ) -> Self {
+        let ending = Ending {
+            exit: RootExit::NotStarted { errno: step.errno.unwrap_or(0) },
+            decision: None,
+            victims: Vec::new(),
+            passed_on: None,
+            interpreter: None,
+            own: None,
+            ancestors: Vec::new(),
+            kmsg: None,
+            host_oom_kill: None,
+            pids: Vec::new(),
+            unreadable: Vec::new(),
+        };
+        let mut judged = verdict(&ending);
+        judged.evidence.insert(0, Evidence { source: "plimsoll".to_owned(), detail: step.why.clone() });
+        let facts = Facts {
+            id,
+            name,
+            command,
+            boundary,
+            started_at: at,
+            ended_at: at,
+            runtime: Duration::ZERO,
+            limit_bytes: limits.memory,
+            swap_limit_bytes: limits.memory_swap.zip(limits.memory).map(|(all, ram)| all.saturating_sub(ram)),
+            largest: &[],
+            history: &History::new(),
+            peak_processes: None,
+            survivors: 0,
+        };
+        Self { why: step.why, certificate: certify(facts, &ending, &judged) }
+    }
+}
+
 /// What every start of a stack has in common.
 pub(super) struct Ground<'a> {
     /// The budget's group, in which the replicas' are made.
@@ -148,7 +206,7 @@ impl Replica {
     /// Makes its group, puts the limits in force and starts its root.
     ///
     /// # Errors
-    /// In words: what could not be done. Nothing is left behind then.
+    /// What could not be done, and the certificate of that. Nothing is left behind then.
     pub(super) fn start(
         ground: &Ground<'_>,
         instance: Instance,
@@ -156,21 +214,28 @@ impl Replica {
         limits: Limits,
         port: Option<u16>,
         stage_file: &Path,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Box<NotStarted>> {
         let started_at = clock::wall();
         let mut random = [0; 4];
         let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
         let id = RunId::new(started_at.as_millisecond().unsigned_abs(), u32::from_ne_bytes(random));
-        let boundary =
-            Boundary::make(ground.found, id.as_str(), &limits, spec.on_limit).map_err(|error| error.to_string())?;
+        let command: Vec<String> = spec.command.iter().map(|word| with_port(word, port)).collect();
+        let secrets = redact::secret_values(spec.environment.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+        let command = redact::redact_command(&command, &secrets);
+        let not_started = |step: Step| {
+            let (name, boundary) = (&instance.service, ground.found.boundary);
+            Box::new(NotStarted::certified(step, id, name, &command, boundary, started_at, &limits))
+        };
+        let boundary = Boundary::make(ground.found, id.as_str(), &limits, spec.on_limit)
+            .map_err(|error| not_started(Step { why: error.to_string(), errno: None }))?;
         let report = matches!(boundary, Boundary::Watchdog).then(|| ground.reports.join(format!("{id}.json")));
         let started = Self::launch(ground, &boundary, &instance, spec, &limits, port, stage_file, report.as_deref());
         let (child, output) = match started {
             Ok(started) => started,
-            Err(why) => {
+            Err(step) => {
                 teardown::kill_until_empty(&boundary.directories(), || {});
                 let _ = boundary.remove();
-                return Err(why);
+                return Err(not_started(step));
             }
         };
         let (kept, root) = match report {
@@ -182,13 +247,11 @@ impl Replica {
         };
         let pid = root.map_or(child, |root| root.pid);
         let root = root.unwrap_or(Process { pid, start_ticks: 0 });
-        let command: Vec<String> = spec.command.iter().map(|word| with_port(word, port)).collect();
-        let secrets = redact::secret_values(spec.environment.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         let mut roll = Roll::default();
-        roll.note_pid(pid);
+        roll.note_root(pid, command.join(" "));
         Ok(Self {
             oom_events: boundary.oom_events().ok().flatten(),
-            command: redact::redact_command(&command, &secrets),
+            command,
             secrets,
             on_limit: spec.on_limit,
             instance,
@@ -224,9 +287,14 @@ impl Replica {
         port: Option<u16>,
         stage_file: &Path,
         report: Option<&Path>,
-    ) -> Result<(i32, OwnedFd), String> {
-        let (output, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| e.to_string())?;
-        rustix::io::ioctl_fionbio(&output, true).map_err(|error| error.to_string())?;
+    ) -> Result<(i32, OwnedFd), Step> {
+        let pipe = || {
+            let (output, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            rustix::io::ioctl_fionbio(&output, true)?;
+            Ok::<_, rustix::io::Errno>((output, theirs))
+        };
+        let (output, theirs) =
+            pipe().map_err(|error| Step { why: format!("no pipe for its output: {error}"), errno: None })?;
         let mut command: Vec<OsString> = spec.command.iter().map(|word| with_port(word, port).into()).collect();
         let mut env = environment(spec, ground.tag, instance, port, &[]);
         if let Some(report) = report {
@@ -249,8 +317,10 @@ impl Replica {
             mask: ground.mask,
         };
         let pid = launch.start().map_err(|error| match error {
-            SpawnError::Step { step, source } => format!("{}: {step}: {source}", spec.command[0]),
-            other => other.to_string(),
+            SpawnError::Step { step, source } => {
+                Step { why: format!("{}: {step}: {source}", spec.command[0]), errno: source.raw_os_error() }
+            }
+            other => Step { why: other.to_string(), errno: None },
         })?;
         Ok((pid, output))
     }

@@ -726,7 +726,11 @@ impl Supervisor<'_> {
         let started = Replica::start(&self.ground(), instance.clone(), spec, limits, port, &stage_file);
         let replica = match started {
             Ok(replica) => replica,
-            Err(why) => return self.input(Input::StartFailed { instance, why }),
+            Err(failed) => {
+                let stored = inbox::append(&self.options.state_dir, &failed.certificate);
+                self.trouble("certificates", stored.err().map(|error| error.to_string()));
+                return self.input(Input::StartFailed { instance, why: failed.why });
+            }
         };
         let token = self.next_token;
         self.next_token += 2;

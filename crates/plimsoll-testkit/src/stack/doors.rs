@@ -173,7 +173,7 @@ services:
     };
     world.up_with(&yaml("old", "red", "normal"), &[("same", 1), ("changed", 1), ("old", 1)])?;
     let (same, changed) = (world.pid("same", 1)?, world.pid("changed", 1)?);
-    ensure!(world.done(&["up"])?.contains("nothing has changed"), "an unchanged file");
+    ensure!(world.done(&["up"])?.contains("no service has changed"), "an unchanged file");
     world.write(&yaml("new", "blue", "normal"));
     let said = world.done(&["up"])?;
     for line in ["added: new", "replaced: changed", "removed: old"] {
