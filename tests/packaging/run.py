@@ -198,7 +198,7 @@ def in_the_background_it_returns_when_all_have_started(bench):
         assert "Z after/1 started, pid " in file.read()
     # The file is found again from another working directory.
     again = bench.plimsoll("up", "-d")
-    assert (again.returncode, again.stdout) == (0, "nothing has changed\n"), again
+    assert (again.returncode, again.stdout) == (0, "no service has changed\n"), again
     bench.down()
 
 
@@ -376,7 +376,7 @@ def health_in_a_word(bench):
         assert bench.plimsoll("up").returncode == 0
         until("it is degraded", lambda: bench.health() == (200, "degraded"))
         troubles = json.loads(bench.plimsoll("status", "--json").stdout)["troubles"]
-        assert [trouble["about"] for trouble in troubles] == ["the port of c"], troubles
+        assert [trouble.partition(":")[0] for trouble in troubles] == ["the port of c"], troubles
     until("the port is free", lambda: bench.health() == (200, "ok"))
     os.kill(up.pid, signal.SIGTERM)
     until("it stops", lambda: bench.health() == (503, "stopping"))
