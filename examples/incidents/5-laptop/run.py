@@ -435,7 +435,8 @@ class Scene:
         last = next((seen for seen in reversed(self.seen) if seen["agent"]), self.seen[0])
         return {
             f"the laptop was filled: {self.peak('laptop') // MIB} MiB": self.peak("laptop") >= LAPTOP * 0.95,
-            f"the kernel killed one that did not leak: {self.ends}": killed == ["agent"],
+            # And perhaps another one, before the load has ended.
+            f"the kernel killed one that did not leak: {self.ends}": "agent" in killed,
             f"it was the largest: {last}": last["agent"] == max(last[name] for name in SERVICES),
             f"nobody brought it back, and its requests are lost: {lost}": lost.get("agent", 0) > 0,
         }
