@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use plimsoll_model::Sample;
 
-use crate::slope::growth_bytes_per_s;
+use crate::slope::{forecast_ms, growth_bytes_per_s};
 
 /// So many samples are kept.
 const MOST: usize = 60;
@@ -18,6 +18,10 @@ const GRAINS: [u64; 10] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
 
 /// Milliseconds that are remembered.
 const MINUTE: u64 = 60_000;
+
+/// The growth of less than half a minute tells nothing of more than so many times as long: whatever starts grows fast,
+/// and most of it then stops.
+const FARTHEST: u64 = 5;
 
 /// What a tree held.
 #[derive(Debug, Clone, Default)]
@@ -95,6 +99,15 @@ impl History {
     pub fn growth(&self) -> i64 {
         growth_bytes_per_s(&self.last_minute())
     }
+
+    /// Milliseconds until so many bytes are filled, if it goes on as in the last minute; `None` when it does not grow, or
+    /// was not seen for long enough to tell.
+    #[must_use]
+    pub fn forecast_ms(&self, headroom_bytes: u64) -> Option<u64> {
+        let seen = self.samples.back()?.at_ms.saturating_sub(self.samples.front()?.at_ms);
+        let forecast = forecast_ms(headroom_bytes, self.growth())?;
+        (seen >= MINUTE / 2 || forecast <= seen * FARTHEST).then_some(forecast)
+    }
 }
 
 #[cfg(test)]
@@ -139,6 +152,20 @@ mod tests {
                 prop_assert!(history.last_minute().len() <= MOST);
             }
         }
+    }
+
+    #[test]
+    fn a_start_is_no_forecast() {
+        let mut history = History::new();
+        history.push(Sample { at_ms: 0, memory_bytes: 0, processes: 1 });
+        assert_eq!(history.forecast_ms(1), None);
+        for second in 1..60u64 {
+            history.push(Sample { at_ms: second * 1000, memory_bytes: second << 20, processes: 1 });
+            let (near, far) = (history.forecast_ms((second * 5) << 20), history.forecast_ms((second * 5 + 1) << 20));
+            assert_eq!(near, Some(second * 5000), "as far as it was seen, five times");
+            assert_eq!(far.is_some(), second >= 30, "after {second} s");
+        }
+        assert_eq!(history.forecast_ms(3600 << 20), Some(3_600_000));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use plimsoll_core::stack::effect::Readiness;
 use plimsoll_core::stack::event::Reason;
 use plimsoll_core::stack::event::Waiting;
 use plimsoll_core::stack::input::{Command, End};
@@ -396,7 +397,7 @@ impl Rules {
                 instances.iter().try_for_each(|instance| self.tree(instance, "a look").map(|_| ()))
             }
             Effect::Route { service, backends, .. } => {
-                for backend in backends {
+                for backend in backends.iter().filter(|backend| backend.readiness != Readiness::Soon) {
                     if !self.tree(&backend.instance, "a route")?.is_available() {
                         return Err((
                             "routes",

@@ -94,10 +94,10 @@ pub enum Effect {
         service: Name,
         /// Where to listen; `None` closes the address.
         listen: Option<std::net::SocketAddr>,
-        /// Who answers; may be empty, then requests are refused.
+        /// Who answers, now or soon; may be empty, then requests are refused.
         backends: Vec<Backend>,
     },
-    /// Give it no new request, and answer `Drained` once none is open. It is no longer among the backends.
+    /// Give it no new request, and answer `Drained` once none is open. It is no longer among the backends that are ready.
     Drain {
         /// Which.
         instance: Instance,
@@ -131,11 +131,25 @@ pub enum Effect {
 pub struct Backend {
     /// Which.
     pub instance: Instance,
-    /// Its port on this machine.
+    /// Its port on this machine; 0 for one that has none yet.
     pub port: u16,
-    /// It is about to meet its line: requests go to others while there are others.
-    pub spare: bool,
+    /// What it may be given.
+    pub readiness: Readiness,
 }
+
+/// What a replica behind a public address may be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// Nothing yet, and a request that nobody else takes may wait for it: it starts, or will within [`SOON`].
+    Soon,
+    /// Requests.
+    Ready,
+    /// Requests when no other takes them: it is about to meet its line.
+    Spare,
+}
+
+/// A restart that is farther away is not waited for.
+pub const SOON: Duration = Duration::from_secs(10);
 
 /// The answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -609,6 +609,9 @@ impl fmt::Display for Event {
                 write!(f, " after {}, at most {} held", ms(*runtime_ms), Size(*peak_bytes))
             }
             Self::StartFailed { why, .. } => write!(f, "did not start: {why}"),
+            Self::Restarting { cause: Cause::Evicted, delay_ms, .. } => {
+                write!(f, "comes back in {} at the earliest, when there is room", ms(*delay_ms))
+            }
             Self::Restarting { attempt, max_attempts, delay_ms: 0, .. } => {
                 write!(f, "restarting at once, {}", Attempt(*attempt, *max_attempts))
             }

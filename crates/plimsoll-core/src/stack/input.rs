@@ -124,7 +124,7 @@ pub struct End {
     pub bytes_freed: u64,
     /// The most it held, bytes, where the kernel tells.
     pub peak_bytes: Option<u64>,
-    /// Processes of it killed for memory since its last sample.
+    /// Times that it lost somebody for memory, all of them.
     pub oom_kills: u64,
 }
 
@@ -167,7 +167,7 @@ pub struct TreeSample {
     pub throttled: u64,
     /// Processes.
     pub processes: u32,
-    /// Processes of it killed for memory.
+    /// Times that it lost somebody for memory.
     pub oom_kills: u64,
 }
 

@@ -108,7 +108,7 @@ impl Stack {
 
         let runtime = now.saturating_sub(run.since);
         let peak = run.history.peak_bytes().max(end.peak_bytes.unwrap_or(0));
-        let oom_kills = run.oom_kills + end.oom_kills;
+        let oom_kills = run.oom_kills.max(end.oom_kills);
         replica.oom_kills += oom_kills;
         replica.last_cause = Some(end.cause);
         replica.waiting = None;
@@ -189,6 +189,15 @@ impl Stack {
                 let pause = EVICTED_PAUSE.saturating_mul(1 << replica.evictions.min(8)).min(EVICTED_LONGEST);
                 replica.evictions = replica.evictions.saturating_add(1);
                 replica.rest = Rest::Pause(now + pause);
+                replica.restarts += 1;
+                // It failed at nothing: no attempt of those that its policy allows is used up.
+                effects.push(Effect::Emit(Event::Restarting {
+                    instance: instance.clone(),
+                    attempt: replica.backoff.attempt(),
+                    max_attempts: Backoff::most(policy),
+                    delay_ms: pause.as_millis() as u64,
+                    cause: end.cause,
+                }));
             }
         }
         let is_in_place = match replica.rest {

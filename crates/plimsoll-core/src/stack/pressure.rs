@@ -16,7 +16,6 @@ use super::name::Instance;
 use super::replica::How;
 use super::sabotage::Rule;
 use super::victim::{self, Candidate, LAST_RESORT_PERCENT, Owed};
-use crate::slope::forecast_ms;
 
 /// Whoever is evicted has so long to end by itself, unless the budget is met meanwhile.
 const EVICTION_GRACE: Duration = Duration::from_secs(2);
@@ -45,7 +44,7 @@ impl Stack {
                 effects.push(Effect::Emit(Event::Throttled { instance: tree.instance.clone(), percent, is_begun }));
             }
             if let Some(from) = run.ladder.look(now, tree.memory_bytes, run.line, Stage::Normal) {
-                let forecast = forecast_ms(run.line.saturating_sub(tree.memory_bytes), run.history.growth());
+                let forecast = run.history.forecast_ms(run.line.saturating_sub(tree.memory_bytes));
                 effects.push(Effect::Emit(Event::TreeStage {
                     instance: tree.instance.clone(),
                     from,
@@ -78,7 +77,7 @@ impl Stack {
 
     /// Milliseconds until the budget is met.
     pub(super) fn forecast(&self) -> Option<u64> {
-        forecast_ms(self.budget.saturating_sub(self.used), self.history.growth())
+        self.history.forecast_ms(self.budget.saturating_sub(self.used))
     }
 
     /// The stage that the machine itself demands, however little our services hold.

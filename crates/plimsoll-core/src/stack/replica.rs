@@ -7,6 +7,7 @@ use plimsoll_model::stack::ServiceSpec;
 
 use super::backoff::{Backoff, GOOD_RUN};
 use super::cpu::Cpu;
+use super::effect::SOON;
 use super::event::{Reason, Waiting};
 use super::health::Health;
 use super::ladder::{Ladder, Stage};
@@ -201,6 +202,30 @@ impl Replica {
 
     pub(super) fn is_available(&self) -> bool {
         self.run.as_ref().is_some_and(|run| run.is_available())
+    }
+
+    /// Whether waiting for it is worth while: it starts, or will soon.
+    pub(super) fn is_expected(&self, now: Duration) -> bool {
+        if self.is_leaving {
+            return false;
+        }
+        let Some(run) = &self.run else {
+            return match self.rest {
+                Rest::Idle => true,
+                Rest::Pause(until) => until.saturating_sub(now) <= SOON,
+                Rest::Waiting(_) => {
+                    !matches!(self.waiting, Some(Waiting::Room { .. } | Waiting::Dependency { is_over: true, .. }))
+                }
+                Rest::Completed | Rest::Failed => false,
+            };
+        };
+        match &run.ending {
+            None => run.health.word() != HealthWord::Unhealthy,
+            Some(ending) => matches!(
+                ending.reason,
+                Reason::Restarted | Reason::Reloaded | Reason::Unhealthy { .. } | Reason::Livelocked { .. }
+            ),
+        }
     }
 
     /// What it holds or is promised, whichever is more, bytes.

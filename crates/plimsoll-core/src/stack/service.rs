@@ -11,7 +11,7 @@ use plimsoll_model::stack::{Priority, ServiceSpec};
 use super::admission::Learned;
 use super::autoscale::Autoscale;
 use super::depend::Reached;
-use super::effect::{Backend, Effect};
+use super::effect::{Backend, Effect, Readiness};
 use super::event::{Event, Reason};
 use super::ladder::Stage;
 use super::name::{Instance, Name};
@@ -216,14 +216,20 @@ impl Service {
         }
     }
 
-    /// Who stands behind the public address now.
-    pub(super) fn backends(&self) -> Vec<Backend> {
-        let running = self.replicas.iter().filter_map(|(&number, replica)| {
-            let run = replica.run.as_ref().filter(|run| run.is_available())?;
+    /// Who stands behind the public address now, or will soon.
+    pub(super) fn backends(&self, now: Duration) -> Vec<Backend> {
+        let backend = |(&number, replica): (&u32, &Replica)| {
             let instance = self.instance(number, replica);
-            Some(Backend { instance, port: run.port?, spare: run.ladder.stage() == Stage::Shed })
-        });
-        running.collect()
+            let running = replica.run.as_ref().filter(|run| run.is_available());
+            if let Some((run, port)) = running.and_then(|run| Some((run, run.port?))) {
+                let is_spare = run.ladder.stage() == Stage::Shed;
+                let readiness = if is_spare { Readiness::Spare } else { Readiness::Ready };
+                return Some(Backend { instance, port, readiness });
+            }
+            let is_expected = self.off.is_none() && replica.is_expected(now);
+            is_expected.then_some(Backend { instance, port: 0, readiness: Readiness::Soon })
+        };
+        self.replicas.iter().filter_map(backend).collect()
     }
 }
 

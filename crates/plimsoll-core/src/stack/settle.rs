@@ -278,7 +278,7 @@ impl Stack {
                 continue;
             }
             let is_open = service.off.is_none() || service.has_runs();
-            let wanted = service.spec.listen.filter(|_| is_open).map(|listen| (listen, service.backends()));
+            let wanted = service.spec.listen.filter(|_| is_open).map(|listen| (listen, service.backends(self.now)));
             if wanted != service.routed {
                 let (listen, backends) =
                     wanted.as_ref().map_or((None, Vec::new()), |(listen, backends)| (Some(*listen), backends.clone()));

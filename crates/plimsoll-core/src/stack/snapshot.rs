@@ -12,7 +12,6 @@ use super::ladder::Stage;
 use super::name::Name;
 use super::replica::{Replica, Rest};
 use super::service::Service;
-use crate::slope::forecast_ms;
 
 /// The whole stack at one instant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -241,7 +240,7 @@ impl Stack {
             health: run
                 .map_or(if has_check { HealthWord::Starting } else { HealthWord::None }, |run| run.health.word()),
             uptime_ms: run.filter(|run| run.pid.is_some()).map(|run| now.saturating_sub(run.since).as_millis() as u64),
-            forecast_ms: run.and_then(|run| forecast_ms(line.saturating_sub(run.memory), run.history.growth())),
+            forecast_ms: run.and_then(|run| run.history.forecast_ms(line.saturating_sub(run.memory))),
             waiting: replica.waiting.clone().filter(|_| run.is_none() && matches!(replica.rest, Rest::Waiting(_))),
             scale,
         }

@@ -12,6 +12,7 @@ use plimsoll_model::stack::{
 use plimsoll_model::{Cause, OnLimit};
 use proptest::prelude::*;
 
+use super::effect::Readiness;
 use super::event::Reason;
 use super::input::{End, HostSample, Measured, Probe, TreeSample};
 use super::snapshot::State;
@@ -396,6 +397,69 @@ fn one_victim_at_a_time_and_its_bytes_first() {
         back.extend(bench.starts());
     }
     assert_eq!(back.len(), 2, "{back:?}");
+    let rows = bench.stack.snapshot(bench.now).services;
+    let counted: Vec<(u64, u32)> = rows.iter().map(|row| (row.restarts, row.attempt)).collect();
+    assert_eq!(counted, [(1, 0), (1, 0), (0, 0)], "restarts that are no attempts of their policies");
+}
+
+#[test]
+fn whoever_asks_while_nobody_is_up_waits_for_those_that_come_soon() {
+    let web = ServiceSpec { listen: Some(([127, 0, 0, 1], 80).into()), healthcheck: Some(checked()), ..always() };
+    let mut bench = Bench::new(&[("web", web)]);
+    // A route is told when it has changed.
+    let mut routed = Vec::new();
+    let mut hear = |effects: &[Effect]| {
+        for effect in effects {
+            if let Effect::Route { backends, .. } = effect {
+                routed = backends.iter().map(|one| one.readiness).collect::<Vec<_>>();
+            }
+        }
+        routed.clone()
+    };
+    assert_eq!(hear(&bench.effects), [Readiness::Soon], "it starts");
+    let mut one = bench.starts().remove(0);
+    bench.run(&one);
+    assert_eq!(hear(&bench.pass(S(1))), [Readiness::Ready]);
+    // It crashes at once again and again: as long as the next start is near, it is waited for.
+    let mut waited = Vec::new();
+    for _ in 0..12 {
+        bench.exit(&one, Cause::Crashed);
+        waited.push(hear(&bench.effects) == [Readiness::Soon]);
+        let later = bench.pass(S(61));
+        hear(&later);
+        one = starts(&later).pop().unwrap_or_else(|| panic!("{later:?}"));
+        bench.run(&one);
+        hear(&bench.effects);
+    }
+    // 100 ms doubled each time are over 10 s with the eighth; after the tenth it is a minute each time.
+    assert_eq!(waited, [true, true, true, true, true, true, true, false, false, false, false, false]);
+    bench.command(1, Command::Stop("web".into()));
+    bench.exit(&one, Cause::Stopped);
+    assert!(hear(&bench.effects).is_empty(), "it is not to run");
+}
+
+#[test]
+fn a_kill_for_memory_is_counted_once() {
+    let mut bench = Bench::new(&[("a", always())]);
+    let one = bench.starts().remove(0);
+    bench.run(&one);
+    bench.now += S(1);
+    let tree = TreeSample {
+        instance: one.clone(),
+        memory_bytes: MIB,
+        cpu: Duration::ZERO,
+        periods: 0,
+        throttled: 0,
+        processes: 1,
+        oom_kills: 2,
+    };
+    let trees = vec![tree];
+    bench.step(Input::Sampled(Measured { trees, budget_used_bytes: None, host: HostSample::default() }));
+    let end =
+        End { cause: Cause::MemoryLimit, code: None, signal: Some(9), bytes_freed: 1, peak_bytes: None, oom_kills: 3 };
+    bench.step(Input::Exited { instance: one, end });
+    let row = bench.stack.snapshot(bench.now).services.remove(0);
+    assert_eq!(row.oom_kills, 3, "two of these were seen before its end");
 }
 
 #[test]
