@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use plimsoll_model::ending::GroupCounters;
 use plimsoll_model::{Boundary as Kind, Limits, OnLimit, Strain};
@@ -13,7 +14,7 @@ use crate::cgroup::{Found, Parent, teardown, v1, v2};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cpu {
     /// Used.
-    pub used: std::time::Duration,
+    pub used: Duration,
     /// Periods of the quota; 0 without one.
     pub periods: u64,
     /// Those in which it was stopped at the quota.
@@ -254,13 +255,21 @@ impl Boundary {
     /// # Errors
     /// The directory that did not go.
     pub fn remove(&self) -> Result<(), KernelError> {
+        self.remove_for(teardown::BUSY)
+    }
+
+    /// The same, for so long at most: it can be tried again.
+    ///
+    /// # Errors
+    /// [`KernelError`] names the directory that is still there.
+    pub fn remove_for(&self, patience: Duration) -> Result<(), KernelError> {
         let (own, parents) = match self {
             Self::V2(group) => group.directories(),
             Self::V1(group) => group.directories(),
             Self::Watchdog => return Ok(()),
         };
         let parents: Vec<PathBuf> = parents.into_iter().filter(|dir| is_ours(dir)).collect();
-        teardown::remove(&own, &parents)
+        teardown::remove(&own, &parents, patience)
     }
 
     /// Moves our own process out of the leaf of a delegated group, if it was moved there.

@@ -83,7 +83,7 @@ fn end(id: RunId, record: Option<&RunningTree>, trouble: &mut Option<String>) ->
     if !kill_tagged(id.as_str(), || {}).is_empty() {
         *trouble = Some("some of its processes do not die".into());
     }
-    if let Err(error) = teardown::remove(&groups, &parents) {
+    if let Err(error) = teardown::remove(&groups, &parents, teardown::BUSY) {
         *trouble = Some(error.to_string());
     }
     ended

@@ -7,4 +7,4 @@ pub mod teardown;
 pub mod v1;
 pub mod v2;
 
-pub use probe::{Found, Hierarchies, Parent, probe};
+pub use probe::{Found, Hierarchies, Parent, Surrounding, probe};

@@ -150,17 +150,20 @@ pub fn members_of(dirs: &[PathBuf]) -> Vec<i32> {
     members(&dirs.iter().map(|path| Dir(path.clone())).collect::<Vec<_>>())
 }
 
+/// So long a group that is empty may be busy all the same.
+pub const BUSY: Duration = Duration::from_secs(5);
+
 /// Removes the group's directories (and what the tree itself made below them), then those parents that are empty.
 /// rmdir can answer EBUSY for a while after the last exit, so it is tried again with back-off.
 ///
 /// # Errors
-/// The directory that could not be removed within five seconds.
-pub fn remove(dirs: &[PathBuf], parents: &[PathBuf]) -> Result<(), KernelError> {
+/// The directory that could not be removed within `patience`.
+pub fn remove(dirs: &[PathBuf], parents: &[PathBuf], patience: Duration) -> Result<(), KernelError> {
     for dir in dirs {
         let mut pause = Duration::from_micros(50);
         let start = Instant::now();
         while let Err(source) = remove_tree(dir) {
-            if start.elapsed() > Duration::from_secs(5) {
+            if start.elapsed() > patience {
                 return Err(KernelError::Write { path: dir.clone(), value: "rmdir".into(), source });
             }
             std::thread::sleep(pause);

@@ -9,6 +9,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use plimsoll_kernel::boundary;
+use plimsoll_kernel::cgroup::v2::Leaf;
 use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::spawn::{self, Fork};
 use plimsoll_model::spec::{LogSpec, Overflow};
@@ -16,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
-use super::{StackOptions, up};
+use super::{StackOptions, up_from_leaf};
 use crate::log::RotatingLog;
 
 /// Our own lines go to this file in the state directory, cut at this size, bytes; so many files of it are kept.
@@ -78,10 +80,17 @@ pub fn up_detached(mut options: StackOptions, patience: Option<Duration>) -> Res
     let mut log = RotatingLog::open(&spec).map_err(|error| format!("{}: {error}", spec.file.display()))?;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|error| error.to_string())?;
+    // Before there are two: a delegated group can only be divided when nobody is in it. The last one there clears up.
+    let leaf = boundary::enter_leaf(&options.found).map_err(|error| error.to_string())?;
+    let leave = || leaf.iter().for_each(Leaf::leave);
     match spawn::fork().map_err(|error| error.to_string())? {
         Fork::Parent(_) => {
             drop(theirs);
-            Ok(listen(&ours, patience, &mut options.say))
+            let detached = listen(&ours, patience, &mut options.say);
+            if detached == Detached::Ended {
+                leave();
+            }
+            Ok(detached)
         }
         Fork::Child => {
             drop(ours);
@@ -94,7 +103,10 @@ pub fn up_detached(mut options: StackOptions, patience: Option<Duration>) -> Res
                 lines.borrow_mut().tell(line);
             });
             options.started = Box::new(move || over.borrow_mut().is_over());
-            let code = left.map_err(|error| format!("cannot leave the terminal: {error}")).and_then(|()| up(options));
+            let code = left
+                .map_err(|error| format!("cannot leave the terminal: {error}"))
+                .and_then(|()| up_from_leaf(options));
+            leave();
             spawn::exit_now(code.map_or_else(
                 |why| {
                     terminal.borrow_mut().tell(&format!("error: {why}"));

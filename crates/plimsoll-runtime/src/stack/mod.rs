@@ -37,10 +37,10 @@ pub struct StackOptions {
     pub directory: PathBuf,
     /// What this machine gives us.
     pub found: Found,
-    /// Memory of the machine or container, bytes,
-    pub total: u64,
-    /// and what it is when asked again: a container's may change.
-    pub capacity: fn() -> Option<u64>,
+    /// Whose memory the budget is a part of,
+    pub place: Place,
+    /// and what it is when asked again: a container's limit may change.
+    pub find_place: fn() -> Option<Place>,
     /// Processors.
     pub cores: u32,
     /// Directory of the certificates, the journal and the logs, made already.
@@ -57,17 +57,35 @@ pub struct StackOptions {
     pub started: Box<dyn FnMut()>,
 }
 
+/// The machine or container that we are in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its memory, bytes.
+    pub total: u64,
+    /// The group that sets this limit, where it is not the machine's own memory.
+    pub group: Option<(PathBuf, plimsoll_model::Boundary)>,
+}
+
 /// Runs a stack until it is down. This process must have a single thread.
 ///
 /// # Errors
 /// In words, when nothing was started.
-pub fn up(mut options: StackOptions) -> Result<u8, String> {
+pub fn up(options: StackOptions) -> Result<u8, String> {
+    // Before there are two: a delegated group can only be divided when nobody is in it.
+    let leaf = boundary::enter_leaf(&options.found).map_err(|error| error.to_string())?;
+    let ran = up_from_leaf(options);
+    if let Some(leaf) = leaf {
+        leaf.leave();
+    }
+    ran
+}
+
+/// The same from where groups can be made already.
+fn up_from_leaf(mut options: StackOptions) -> Result<u8, String> {
     let words = |error: plimsoll_kernel::KernelError| error.to_string();
     let signals = supervisor::signals();
     let mask = signals.block().map_err(words)?;
     spawn::become_subreaper().map_err(words)?;
-    // Before there are two: a delegated group can only be divided when nobody is in it.
-    let leaf = boundary::enter_leaf(&options.found).map_err(words)?;
     let (ours, theirs) = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::SEQPACKET,
@@ -87,11 +105,7 @@ pub fn up(mut options: StackOptions) -> Result<u8, String> {
             options.spec =
                 Arc::new(StackSpec { budget: options.spec.budget, alerts: Vec::new(), services: Default::default() });
             resident::give_back();
-            let code = guard(&options, &signals, &ours, supervisor);
-            if let Some(leaf) = leaf {
-                leaf.leave();
-            }
-            Ok(code)
+            Ok(guard(&options, &signals, &ours, supervisor))
         }
     }
 }

@@ -65,8 +65,10 @@ pub(super) struct Replica {
     history: History,
     kmsg: Option<Kmsg>,
     host_oom_kills: Option<u64>,
-    /// Why it is being ended, when that was our decision.
+    /// Why it is being ended, when that was our decision,
     pub(super) decision: Option<Decision>,
+    /// and what it held when that was decided, bytes.
+    held: u64,
     roll: Roll,
     /// When it was last listed, and last asked how it fares, since its start.
     listed: Duration,
@@ -268,6 +270,7 @@ impl Replica {
             kmsg: Kmsg::open_at_end(),
             host_oom_kills: host_oom_kills(),
             decision: None,
+            held: 0,
             roll,
             listed: Duration::ZERO,
             strained: Duration::ZERO,
@@ -354,9 +357,14 @@ impl Replica {
             periods: cpu.periods,
             throttled: cpu.throttled,
             processes,
-            oom_kills: self.boundary.oom_kills().unwrap_or(0),
+            oom_kills: self.oom_kills(),
         };
         Some(Looked { sample, stuck_at: self.is_stuck(at, memory_bytes) })
+    }
+
+    /// Times that it lost somebody for memory.
+    pub(super) fn oom_kills(&self) -> u64 {
+        times(self.on_limit, self.boundary.oom_kills().unwrap_or(0))
     }
 
     /// Whether it sits at the line that slows it down (`memory.high`, or else its limit) and gets nowhere. With
@@ -402,6 +410,20 @@ impl Replica {
         self.kept.as_ref().map_or(self.root.pid, |kept| kept.front)
     }
 
+    /// Notes why it is ended, the first time, and what it holds now: by its end it may have given much of that back.
+    pub(super) fn decide(&mut self, decision: Decision) {
+        if self.decision.is_none() {
+            self.decision = Some(decision);
+            self.held = self.usage();
+        }
+    }
+
+    /// What it holds, or held when that could be read last, bytes.
+    fn usage(&self) -> u64 {
+        let last = || self.history.last_minute().last().map_or(0, |sample| sample.memory_bytes);
+        self.boundary.usage().unwrap_or_else(last)
+    }
+
     /// Asks its root to end.
     pub(super) fn ask_to_end(&self, number: i32) {
         match &self.kept {
@@ -432,10 +454,7 @@ impl Replica {
             at: clock::wall(),
             since: Instant::now(),
             runtime: self.started.elapsed(),
-            bytes_freed: self
-                .boundary
-                .usage()
-                .unwrap_or_else(|| self.history.last_minute().last().map_or(0, |sample| sample.memory_bytes)),
+            bytes_freed: self.usage().max(self.held),
             survivors: 0,
         });
     }
@@ -526,7 +545,7 @@ impl Replica {
         };
         let certificate = certify(facts, &ending, &judged);
         Some(Ended {
-            oom_kills: judged.killed_inside,
+            oom_kills: times(self.on_limit, judged.killed_inside),
             bytes_freed: begun.bytes_freed,
             certificate,
             group: self.boundary,
@@ -538,8 +557,17 @@ impl Replica {
     /// The keeper's certificate is ours.
     fn ended_as_kept(self, certificate: Certificate, bytes_freed: u64) -> Ended {
         let own_kill = certificate.cause == Cause::MemoryLimit && certificate.tree.killed_inside == 0;
-        let oom_kills = certificate.tree.killed_inside + u64::from(own_kill);
+        let oom_kills = times(self.on_limit, certificate.tree.killed_inside + u64::from(own_kill));
         Ended { certificate, bytes_freed, oom_kills, group: self.boundary }
+    }
+}
+
+/// How often a tree lost somebody for memory, of which so many processes were killed. Where everything goes at the line
+/// that is once, however many there were: the kernel counts each, and whoever was quicker than we to be taken next.
+fn times(on_limit: OnLimit, killed: u64) -> u64 {
+    match on_limit {
+        OnLimit::Tree => killed.min(1),
+        OnLimit::Largest => killed,
     }
 }
 

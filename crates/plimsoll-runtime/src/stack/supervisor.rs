@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use plimsoll_core::stack::effect::Backend;
+use plimsoll_core::stack::effect::{Backend, Readiness};
 use plimsoll_core::stack::input::{End, HostSample, Measured};
 use plimsoll_core::stack::{Command, Effect, Event, Input, Instance, Name, Request, Stack};
 use plimsoll_gateway::control::{Answer as Text, Door, Question, Reply, Stream};
@@ -28,7 +28,7 @@ use plimsoll_gateway::{Gateway, Limits as PortLimits, State, Told};
 use plimsoll_kernel::boundary::Boundary;
 use plimsoll_kernel::cgroup::{Found, teardown};
 use plimsoll_kernel::clock::{self, Instant};
-use plimsoll_kernel::host::machine_memory;
+use plimsoll_kernel::host::{group_memory, machine_memory};
 use plimsoll_kernel::procfs::{CpuTimes, parse_cpu_times, parse_loadavg, parse_pressure, read_file};
 use plimsoll_kernel::resident;
 use plimsoll_kernel::signal::{SignalFd, SignalSet};
@@ -116,6 +116,7 @@ pub(super) struct Supervisor<'o> {
     next_token: u64,
     /// Trees that were killed and are not proven gone, and when they are killed again.
     dying: Vec<Dying>,
+    empties: Vec<Empty>,
     errands: BTreeMap<i32, Errand>,
     webhooks: SyncSender<(String, String)>,
     journal: Journal,
@@ -161,6 +162,15 @@ struct Dying {
     pause: Duration,
 }
 
+/// The group of a tree that is gone, to be removed.
+struct Empty {
+    instance: Instance,
+    group: Boundary,
+    since: Instant,
+    again: Instant,
+    pause: Duration,
+}
+
 impl<'o> Supervisor<'o> {
     /// Makes the budget's group and opens the control socket. Nothing runs yet.
     ///
@@ -171,7 +181,7 @@ impl<'o> Supervisor<'o> {
         let mut random = [0; 4];
         let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
         let id = RunId::new(wall.as_millisecond().unsigned_abs(), u32::from_ne_bytes(random));
-        let total = options.spec.budget.bytes(options.total);
+        let total = options.spec.budget.bytes(options.place.total);
         // No swap beyond it where that can be said; one replica goes at the kernel's choice, never all.
         let limits = Limits {
             memory: Some(total),
@@ -225,7 +235,7 @@ impl<'o> Supervisor<'o> {
             return Err(undo(registration, format!("{}: {error}", reports.display())));
         }
         Ok(Self {
-            stack: Stack::new(options.total, options.cores),
+            stack: Stack::new(options.place.total, options.cores),
             options,
             began: Instant::now(),
             todo: VecDeque::new(),
@@ -245,6 +255,7 @@ impl<'o> Supervisor<'o> {
             tokens: BTreeMap::new(),
             next_token: FIRST_REPLICA,
             dying: Vec::new(),
+            empties: Vec::new(),
             errands: BTreeMap::new(),
             webhooks,
             journal,
@@ -322,10 +333,11 @@ impl<'o> Supervisor<'o> {
         self.input(Input::Load { request: None, spec });
         self.perform();
         self.tell_how_it_stands();
-        while !(self.finished && self.replicas.is_empty() && self.dying.is_empty()) {
+        while !(self.finished && self.replicas.is_empty() && self.dying.is_empty() && self.empties.is_empty()) {
             self.wait(signals, guard);
             self.end_slow_errands();
             self.bury(false);
+            self.clear_up();
             self.retry_ports();
             self.give_back();
             self.see_off_guests();
@@ -348,6 +360,7 @@ impl<'o> Supervisor<'o> {
         let others = errands
             .chain(guests)
             .chain(self.dying.iter().map(|dying| dying.again))
+            .chain(self.empties.iter().map(|empty| empty.again))
             .chain(self.retry_ports)
             .chain(self.give_back)
             .chain(self.standing.due());
@@ -546,8 +559,28 @@ impl<'o> Supervisor<'o> {
         self.input(Input::Exited { instance: instance.clone(), end });
         // The next start does not wait for the removal of the empty group.
         self.perform();
-        if let Err(trouble) = ended.group.remove() {
-            self.note(&instance, &format!("a group is left behind: {trouble}"));
+        let empty =
+            Empty { instance, group: ended.group, since: Instant::now(), pause: FIRST_PAUSE, again: Instant::now() };
+        self.empties.push(empty);
+        self.clear_up();
+    }
+
+    /// Removes groups that nobody is in. The kernel may call one busy for a while, which nobody waits for.
+    fn clear_up(&mut self) {
+        let now = Instant::now();
+        for mut empty in std::mem::take(&mut self.empties) {
+            if now < empty.again {
+                self.empties.push(empty);
+                continue;
+            }
+            let Err(trouble) = empty.group.remove_for(Duration::ZERO) else { continue };
+            if empty.since.elapsed() > teardown::BUSY {
+                self.note(&empty.instance, &format!("a group is left behind: {trouble}"));
+                continue;
+            }
+            empty.again = Instant::now().after(empty.pause);
+            empty.pause = (empty.pause * 2).min(LONGEST_PAUSE);
+            self.empties.push(empty);
         }
     }
 
@@ -656,13 +689,13 @@ impl Supervisor<'_> {
             Effect::Start { instance, spec, limits, wants_port, .. } => self.start(instance, &spec, limits, wants_port),
             Effect::Stop { instance, signal: number, decision, .. } => {
                 if let Some(replica) = self.replicas.get_mut(&instance) {
-                    replica.decision.get_or_insert(decision);
+                    replica.decide(decision);
                     replica.ask_to_end(number);
                 }
             }
             Effect::Kill { instance, decision } => {
                 if let Some(replica) = self.replicas.get_mut(&instance) {
-                    replica.decision.get_or_insert(decision);
+                    replica.decide(decision);
                     self.end(&instance, RootExit::Unknown);
                 }
             }
@@ -787,6 +820,8 @@ impl Supervisor<'_> {
     fn look_at_the_machine(&mut self) -> HostSample {
         let load = read_file("/proc/loadavg").ok();
         let memory = machine_memory();
+        let around = self.options.place.group.as_ref().and_then(|(dir, version)| group_memory(dir, *version));
+        let around = around.map(|group| group.limit.saturating_sub(group.used));
         let pressure = read_file("/proc/pressure/memory").ok().as_deref().and_then(parse_pressure);
         if let Some(times) = read_file("/proc/stat").ok().as_deref().and_then(parse_cpu_times) {
             let before = self.cpu_times.unwrap_or_default();
@@ -801,7 +836,8 @@ impl Supervisor<'_> {
             }
         }
         HostSample {
-            available_bytes: memory.as_ref().map(|memory| memory.available),
+            // A container is full when its own limit is met, whatever the machine has.
+            available_bytes: memory.as_ref().map(|memory| memory.available.min(around.unwrap_or(u64::MAX))),
             memory_full_percent: pressure.and_then(|pressure| pressure.full).map(|full| f64::from(full.avg10)),
             load_1m: load.as_deref().and_then(parse_loadavg).map(|load| load.load1),
             swap_used_bytes: memory.as_ref().map(|memory| memory.swap_used),
@@ -831,7 +867,11 @@ impl Supervisor<'_> {
             .map(|backend| plimsoll_gateway::Backend {
                 instance: backend.instance.generation,
                 port: backend.port,
-                state: if backend.spare { State::Spare } else { State::Up },
+                state: match backend.readiness {
+                    Readiness::Soon => State::Starting,
+                    Readiness::Ready => State::Up,
+                    Readiness::Spare => State::Spare,
+                },
             })
             .collect();
         self.gateway.route(service, backends);
@@ -848,12 +888,12 @@ impl Supervisor<'_> {
     }
 
     fn census(&mut self) {
-        if let Some(total) = (self.options.capacity)().filter(|&total| total != self.options.total) {
-            self.options.total = total;
-            self.input(Input::Capacity(total));
+        if let Some(place) = (self.options.find_place)().filter(|place| *place != self.options.place) {
+            self.input(Input::Capacity(place.total));
+            self.options.place = place;
             self.adapt_budget();
         }
-        let tenth = self.options.total / 10;
+        let tenth = self.options.place.total / 10;
         let mut rows = Vec::new();
         for replica in self.replicas.values() {
             let members = replica.members();

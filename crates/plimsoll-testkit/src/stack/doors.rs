@@ -107,6 +107,41 @@ fn oom_under_load(world: &World, load: &Load) -> Check {
     world.until("requests go on", |_| load.answered() > so_far + 40)
 }
 
+/// The only replica is killed, and later replaced on request: whoever asks meanwhile waits for the next one.
+pub(super) fn the_end_of_the_only_one_costs_no_request(world: &mut World) -> Check {
+    let port = free_port();
+    // Nobody is up yet: whoever asks now waits as well.
+    world.write(&web(port, 1));
+    world.up()?;
+    world.until("the port is open", |_| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())?;
+    let load = Load::start(port, 4);
+    let checked = ends_under_load(world, &load);
+    let failures = load.end();
+    checked?;
+    ensure!(failures.is_empty(), "{} requests were not answered: {:?}", failures.len(), failures.first());
+    Ok(())
+}
+
+fn ends_under_load(world: &World, load: &Load) -> Check {
+    world.wait_state("web", 1, "running")?;
+    let another = |old: i32| {
+        world.until("another one runs", |world| {
+            world.row("web", 1)["state"] == "running" && world.pid("web", 1).is_ok_and(|pid| pid != old)
+        })?;
+        let so_far = load.answered();
+        world.until("requests go on", |_| load.answered() > so_far + 40)
+    };
+    another(0)?;
+    for _ in 0..3 {
+        let old = world.pid("web", 1)?;
+        world.send(old, 9)?;
+        another(old)?;
+    }
+    let old = world.pid("web", 1)?;
+    world.done(&["restart", "web"])?;
+    another(old)
+}
+
 /// More replicas, then fewer: what they were asked before is answered.
 pub(super) fn scale_out_and_in(world: &mut World) -> Check {
     let port = free_port();

@@ -1,10 +1,12 @@
 //! How services begin, are kept alive, and end.
 
+use std::path::Path;
 use std::time::Duration;
 
 use plimsoll_kernel::procfs::{Process, parse_stat};
 
-use super::world::{Check, World, command_line, ensure};
+use super::world::{Check, World, command_line, ensure, group_of, memory_line};
+use crate::harness::{TAG, Tier, alive, command, eventually};
 
 fn start_ticks(pid: i32) -> u64 {
     let text = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -376,5 +378,37 @@ services:
     // "Every end has a certificate", also that of what never ran.
     let certificate = world.explain("absent")?;
     ensure!(certificate["cause"] == "start_failed", "{certificate}");
+    Ok(())
+}
+
+/// In the background, typed into a group that was delegated to us and has nobody else in it, as a unit of systemd has:
+/// groups are made there, and afterwards it is as it was.
+pub(super) fn detached_in_a_delegated_group(world: &mut World) -> Check {
+    if world.tier != Tier::Cgroup2 || rustix::process::geteuid().is_root() {
+        return world.leave_out("there is no group that was delegated to a user");
+    }
+    let trees = std::env::var("PLIMSOLL_CGROUP_PARENT").map_err(|_| "PLIMSOLL_CGROUP_PARENT names no group")?;
+    let trees = Path::new("/sys/fs/cgroup").join(trees.trim_start_matches('/'));
+    let group = trees.join("alone");
+    let words = |error: std::io::Error| format!("{}: {error}", group.display());
+    std::fs::write(trees.join("cgroup.subtree_control"), "+memory +pids +cpu").map_err(words)?;
+    std::fs::create_dir(&group).map_err(words)?;
+    world.write("budget: { memory: 512m }\nservices: { a: { command: [@work, sleep], mem_limit: 64m } }\n");
+    let up = world.verb(&["up", "-d", "--wait", "60s"]);
+    let mut inside = command("sh");
+    inside.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(group.join("cgroup.procs"));
+    inside.arg(up.get_program()).args(up.get_args()).current_dir(&world.dir);
+    inside.envs(up.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    inside.env(TAG, &world.tag).env_remove("PLIMSOLL_CGROUP_PARENT");
+    let answer = world.run(inside);
+    ensure!(answer.code == Some(0), "up -d: {answer:?} {}", world.text("state/up.log"));
+    let line = memory_line(world.pid("a", 1)?);
+    ensure!(line == Some(64 << 20), "its line is {line:?}");
+    let place = group_of(world.pid("a", 1)?, "memory").unwrap_or_default();
+    ensure!(place.starts_with(&group), "it is in {}", place.display());
+    world.done(&["down"])?;
+    let is_as_it_was = || std::fs::remove_dir(&group).is_ok();
+    let left = || std::fs::read_dir(&group).map(|entries| entries.flatten().filter(|one| one.path().is_dir()).count());
+    ensure!(eventually(is_as_it_was), "{} groups are left, {:?} are alive", left().unwrap_or(0), alive(&world.tag));
     Ok(())
 }

@@ -4,8 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use plimsoll_kernel::cgroup::Hierarchies;
+use plimsoll_kernel::cgroup::{Hierarchies, Surrounding};
 use plimsoll_kernel::host::{group_memory, machine_memory};
+use plimsoll_model::host::HostMemory;
 use plimsoll_model::size::{Human, parse};
 use serde::Serialize;
 
@@ -89,14 +90,15 @@ pub(crate) fn run(args: &HealthArgs) -> Result<ExitCode, Fault> {
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The tightest group around us, unless the machine is smaller. File pages that nobody used lately do not count, as in
-/// `docker stats`.
+/// The tightest group around us, unless the machine is smaller.
+pub(crate) fn around(machine: HostMemory) -> Option<Surrounding> {
+    Hierarchies::read().surrounding().filter(|group| group.limit <= machine.total)
+}
+
+/// What is used where we are. File pages that nobody used lately do not count, as in `docker stats`.
 pub(crate) fn here() -> Option<(String, Usage)> {
     let machine = machine_memory()?;
-    let group = Hierarchies::read()
-        .surrounding()
-        .and_then(|group| group_memory(&group.dir, group.version))
-        .filter(|group| group.limit <= machine.total);
+    let group = around(machine).and_then(|group| group_memory(&group.dir, group.version));
     Some(match group {
         Some(group) => (
             format!("in the group {}", group.path.display()),

@@ -9,11 +9,12 @@ use plimsoll_config::Severity;
 use plimsoll_gateway::control::Command;
 use plimsoll_kernel::cgroup::{self, Found};
 use plimsoll_kernel::clock::Instant;
+use plimsoll_kernel::host::machine_memory;
 use plimsoll_model::spec::BoundaryChoice;
 use plimsoll_model::stack::StackSpec;
 use plimsoll_model::{Limits, duration};
 use plimsoll_runtime::stack::detached::{Detached, up_detached};
-use plimsoll_runtime::stack::{StackOptions, up};
+use plimsoll_runtime::stack::{Place, StackOptions, up};
 use plimsoll_store::{Occupied, OccupiedError, Paths};
 
 use super::control::tell;
@@ -69,9 +70,8 @@ pub(crate) fn up_main(args: &UpArgs, paths: &Paths) -> Result<ExitCode, Fault> {
     let cannot = |error: plimsoll_store::PathsError| failed(error.to_string(), error.help());
     let state_dir = paths.make_state().map_err(cannot)?.to_owned();
     let runtime_dir = paths.make_runtime().map_err(cannot)?.to_owned();
-    let (_, usage) = super::health::here()
+    let place = find_place()
         .ok_or_else(|| failed("how much memory there is cannot be read".to_owned(), "is /proc mounted?"))?;
-    let total = usage.limit_bytes;
     let occupied = occupy(&state_dir)?;
     // Its name has to be right after the working directory has changed.
     let file = std::path::absolute(&file).unwrap_or(file);
@@ -87,8 +87,8 @@ pub(crate) fn up_main(args: &UpArgs, paths: &Paths) -> Result<ExitCode, Fault> {
         }),
         directory,
         found,
-        total,
-        capacity: || super::health::here().map(|(_, usage)| usage.limit_bytes),
+        place,
+        find_place,
         cores: std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
         state_dir,
         runtime_dir,
@@ -113,6 +113,14 @@ pub(crate) fn up_main(args: &UpArgs, paths: &Paths) -> Result<ExitCode, Fault> {
             format!("the lines above say why; {} has all of them", log.display()),
         )),
     }
+}
+
+/// The machine or container that we are in.
+fn find_place() -> Option<Place> {
+    let machine = machine_memory()?;
+    let group = super::health::around(machine);
+    let total = group.as_ref().map_or(machine.total, |group| group.limit);
+    Some(Place { total, group: group.map(|group| (group.dir, group.version)) })
 }
 
 /// Takes the state directory.

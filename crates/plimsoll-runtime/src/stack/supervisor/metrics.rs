@@ -224,7 +224,7 @@ impl Supervisor<'_> {
         page.gauge(
             "plimsoll_host_memory_bytes",
             "Memory that this machine or container really has.",
-            self.options.total as f64,
+            self.options.place.total as f64,
         );
         let host = [
             (
@@ -255,7 +255,7 @@ impl Supervisor<'_> {
         for replica in self.replicas.values().chain(self.dying.iter().map(|dying| &dying.replica)) {
             let service = &replica.instance.service;
             *cpu.entry(service.clone()).or_default() += replica.boundary.cpu().unwrap_or_default().used;
-            *oom_kills.entry(service.clone()).or_default() += replica.boundary.oom_kills().unwrap_or(0);
+            *oom_kills.entry(service.clone()).or_default() += replica.oom_kills();
         }
         const CPU: &str = "plimsoll_service_cpu_seconds_total";
         let mut family = page.family(CPU, Kind::Counter, "Processor time that a service has used.");
@@ -270,7 +270,11 @@ impl Supervisor<'_> {
             family.sample(&[("service", service)], self.sums.growing(RESTARTS, service, restarts as f64));
         }
         const OOM: &str = "plimsoll_service_oom_kills_total";
-        let mut family = page.family(OOM, Kind::Counter, "Processes killed for memory, over all lives of plimsoll.");
+        let mut family = page.family(
+            OOM,
+            Kind::Counter,
+            "Times that a service lost somebody for memory, over all lives of plimsoll.",
+        );
         for service in &services {
             let kills = past(service).map_or(0, |known| known.oom_kills) + oom_kills.get(service).unwrap_or(&0);
             family.sample(&[("service", service)], self.sums.growing(OOM, service, kills as f64));
