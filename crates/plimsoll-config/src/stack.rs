@@ -30,7 +30,7 @@ pub(crate) fn read(reader: &mut Reader<'_>, root: &Node) -> Option<(StackSpec, b
     let (budget, strict) = budget(reader, &fields);
     let services = services(reader, &fields);
     let alerts = alerts(reader, &fields, &services);
-    Some((StackSpec { budget, alerts, services: services.specs }, strict))
+    Some((StackSpec { budget, alerts, services: services.specs, ..StackSpec::default() }, strict))
 }
 
 fn budget(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (BudgetSpec, bool) {

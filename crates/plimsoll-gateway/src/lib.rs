@@ -18,6 +18,7 @@ pub mod choice;
 pub mod client;
 pub mod control;
 pub mod counters;
+pub mod desk;
 mod forward;
 pub mod gateway;
 pub mod headers;

@@ -8,6 +8,7 @@ pub mod duration;
 pub mod ending;
 pub mod host;
 pub mod id;
+pub mod pool;
 pub mod sample;
 pub mod size;
 pub mod spec;

@@ -9,10 +9,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::pool::{GatewaySpec, PoolSpec};
 use crate::spec::OnLimit;
 
 /// A whole stack.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct StackSpec {
     /// What all services together may hold.
     pub budget: BudgetSpec,
@@ -20,6 +21,10 @@ pub struct StackSpec {
     pub alerts: Vec<AlertSpec>,
     /// By name.
     pub services: BTreeMap<String, ServiceSpec>,
+    /// By name; no pool has a service's name.
+    pub pools: BTreeMap<String, PoolSpec>,
+    /// Where pools are asked; without pools it still tells how the stack is.
+    pub gateway: Option<GatewaySpec>,
 }
 
 /// An amount of memory, as it is or of what the machine or container really has.

@@ -31,7 +31,7 @@ pub(crate) fn stack(random: &mut Random, total: u64) -> StackSpec {
         services.insert(name.clone(), spec);
         names.push(name);
     }
-    let mut spec = StackSpec { budget: budget(random), alerts: alerts(random, &names), services };
+    let mut spec = StackSpec { budget: budget(random), alerts: alerts(random, &names), services, ..StackSpec::default() };
     fit(&mut spec, total);
     spec
 }

@@ -70,7 +70,7 @@ impl Bench {
     fn load(&mut self, services: &[(&str, ServiceSpec)]) -> Answer {
         let services = services.iter().map(|(name, spec)| ((*name).to_owned(), spec.clone())).collect();
         let budget = BudgetSpec { memory: Amount::Percent(100.0), reserve: 0 };
-        let spec = Arc::new(StackSpec { budget, alerts: Vec::new(), services });
+        let spec = Arc::new(StackSpec { budget, services, ..StackSpec::default() });
         self.step(Input::Load { request: Some(Request(0)), spec });
         self.answer(0)
     }

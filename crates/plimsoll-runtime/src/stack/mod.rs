@@ -103,7 +103,7 @@ fn up_from_leaf(mut options: StackOptions) -> Result<u8, String> {
             drop(theirs);
             // What it guards is written in the registry.
             options.spec =
-                Arc::new(StackSpec { budget: options.spec.budget, alerts: Vec::new(), services: Default::default() });
+                Arc::new(StackSpec { budget: options.spec.budget, ..StackSpec::default() });
             resident::give_back();
             Ok(guard(&options, &signals, &ours, supervisor))
         }
