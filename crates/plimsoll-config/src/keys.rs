@@ -48,6 +48,8 @@ pub(crate) enum Kind {
     EnvFile,
     /// A list of services, or a map of them to conditions.
     Depends,
+    /// A list of single values, as texts.
+    Texts,
     /// A map of these keys.
     Map(&'static Table),
     /// A map of names to maps of these keys.
@@ -84,6 +86,7 @@ impl Kind {
             Self::Environment => "a map, or a list of NAME=value".to_owned(),
             Self::EnvFile => "a path, or a list of paths".to_owned(),
             Self::Depends => "a list of services, or a map of them".to_owned(),
+            Self::Texts => "a list of texts".to_owned(),
             Self::Map(_) | Self::Named(_) => "a map".to_owned(),
             Self::Each(_) => "a list of maps".to_owned(),
         }
@@ -127,8 +130,16 @@ pub(crate) const PRIORITIES: &[&str] = &["critical", "normal", "best-effort"];
 pub(crate) const VICTIMS: &[&str] = &["tree", "largest"];
 pub(crate) const CONDITIONS: &[&str] = &["service_started", "service_healthy", "service_completed_successfully"];
 
+pub(crate) const PROTOCOLS: &[&str] = &["claude", "jsonl", "exec"];
+pub(crate) const REUSES: &[&str] = &["session", "any"];
+pub(crate) const REHYDRATIONS: &[&str] = &["resume", "replay", "none"];
+pub(crate) const ISOLATIONS: &[&str] = &["session", "none"];
+
 /// Top-level keys whose time comes with a later version.
-pub(crate) const LATER: [&str; 3] = ["pools", "gateway", "imports"];
+pub(crate) const LATER: [&str; 1] = ["imports"];
+
+/// One of these has to be in the file: without both there is nothing to run.
+pub(crate) const EITHER: [&str; 2] = ["services", "pools"];
 
 /// The file.
 pub(crate) static STACK: Table = Table {
@@ -138,7 +149,7 @@ pub(crate) static STACK: Table = Table {
             "budget",
             Kind::Map(&BUDGET),
             "{ memory: 80%, reserve: 1g }",
-            "What all services together may hold, of what this machine or container really has.",
+            "What all services and pools together may hold, of what this machine or container really has.",
         ),
         key(
             "strict",
@@ -153,8 +164,20 @@ pub(crate) static STACK: Table = Table {
             "Conditions that are told when they begin to hold: in the journal, in the metrics, and to whom you name.",
         ),
         key("services", Kind::Named(&SERVICE), "{ api: { command: [python3, app.py] } }", "What is to run, by name."),
+        key(
+            "pools",
+            Kind::Named(&POOL),
+            "{ assistant: { command: [claude], protocol: claude } }",
+            "Agents that answer turns, by name: each conversation has a process of its own.",
+        ),
+        key(
+            "gateway",
+            Kind::Map(&GATEWAY),
+            "{ listen: 7070 }",
+            "Where pools are asked, by HTTP. With pools and without this key: at 127.0.0.1:7070.",
+        ),
     ],
-    required: &["services"],
+    required: &[],
     foreign: &[
         ("version", "leave it out: Compose no longer uses it either"),
         ("name", "leave it out: a stack is told apart by its state directory, PLIMSOLL_STATE_DIR"),
@@ -345,6 +368,254 @@ pub(crate) static SERVICE: Table = Table {
         ("cwd", "it is called `working_dir`"),
         ("port", "`listen: 8080` is the one public port, `${PORT}` the replica's own"),
     ],
+};
+
+/// One of `pools`.
+pub(crate) static POOL: Table = Table {
+    what: "a pool",
+    keys: &[
+        key(
+            "command",
+            Kind::Command,
+            "[claude]",
+            "The agent and its arguments. One text is split into words as a shell does, and no shell is started.",
+        ),
+        key(
+            "protocol",
+            Kind::Word(PROTOCOLS),
+            "claude",
+            "What it speaks: claude (the stream-json of the Claude Code CLI; its flags are added), jsonl (lines of JSON), exec (a process a turn: the prompt on its standard input, the answer on its standard output).",
+        ),
+        key(
+            "models",
+            Kind::Texts,
+            "[haiku, sonnet]",
+            "Further names under which it is offered as a model; no other pool has them.",
+        ),
+        key(
+            "reuse",
+            Kind::Word(REUSES),
+            "session",
+            "Who may share a process: session (the default: one conversation a process), any (unrelated requests without a session share it until it is replaced).",
+        ),
+        key(
+            "max_sessions",
+            Kind::Count(1),
+            "8",
+            "Processes at most that have, or had last, a conversation. Default: 8.",
+        ),
+        key("warm", Kind::Count(0), "1", "Processes that are started ahead, beside those. Default: 0."),
+        key("idle_ttl", Kind::Duration, "5m", "A session without a turn for so long is closed. Default: 5m."),
+        key("max_turns", Kind::Count(1), "10", "After so many turns the process is replaced. Default: never."),
+        key(
+            "max_turns_jitter",
+            Kind::Count(0),
+            "3",
+            "Up to so many turns fewer, by chance, so that not all are replaced at once. Default: 0.",
+        ),
+        key(
+            "max_context",
+            Kind::Percent,
+            "80%",
+            "The process is replaced when so much of the model's context is used, where the agent tells. Default: 80% with `protocol: claude`.",
+        ),
+        key(
+            "max_age",
+            Kind::Duration,
+            "8h",
+            "After so long the process is replaced, once its turn is over. Default: never.",
+        ),
+        key(
+            "mem_limit",
+            Kind::Size,
+            "400m",
+            "Hard line of memory of one session's whole tree, at least 6m. Default: what is left of the budget.",
+        ),
+        key(
+            "recycle_above",
+            Kind::Size,
+            "300m",
+            "The process is replaced after a turn when its tree holds more; at most `mem_limit`. Default: never.",
+        ),
+        key(
+            "mem_reservation",
+            Kind::Size,
+            "100m",
+            "Memory that one session is promised; none starts that the budget cannot promise.",
+        ),
+        key(
+            "memswap_limit",
+            Kind::SizeOrMinus,
+            "512m",
+            "Memory and swap of one session together; -1 is as much swap as there is. Default: `mem_limit`, which is no swap.",
+        ),
+        key("cpus", Kind::Cores, "1.5", "Processor time of one session, in cores."),
+        key("pids_limit", Kind::CountOrMinus, "256", "Processes and threads of one session; -1 is no limit."),
+        key("start_timeout", Kind::Duration, "30s", "From its start until the agent can take a turn. Default: 30s."),
+        key("first_byte_timeout", Kind::Duration, "2m", "From a turn's begin to its first byte. Default: 2m."),
+        key("stall_timeout", Kind::Duration, "5m", "Without a byte within a turn. Default: 5m."),
+        key("turn_timeout", Kind::Duration, "10m", "A whole turn. Default: 10m."),
+        key("queue", Kind::Map(&QUEUE), "{ max: 32, timeout: 30s }", "Turns that wait for a session."),
+        key(
+            "rehydrate",
+            Kind::Word(REHYDRATIONS),
+            "resume",
+            "How a conversation goes on in a new process: resume (the default: the agent takes its own history up again where its protocol can, else as replay), replay (it is told the stored history), none (it begins anew).",
+        ),
+        key(
+            "max_line",
+            Kind::Size,
+            "64m",
+            "A line of the agent's that is longer breaks its session, from 4k to 1g. Default: 64m.",
+        ),
+        key(
+            "isolation",
+            Kind::Word(ISOLATIONS),
+            "session",
+            "Whether sessions are kept apart: session (the default: a home, a temporary folder, a working folder and, as root, a user for each), none (all run as Plimsoll does, in `working_dir`).",
+        ),
+        key(
+            "pass_environment",
+            Kind::Texts,
+            "[HTTPS_PROXY]",
+            "Variables of Plimsoll's own environment that the agent gets; of the others it gets PATH, LANG, LC_* and TZ alone.",
+        ),
+        key(
+            "environment",
+            Kind::Environment,
+            "{ MODE: prod }",
+            "Variables of the agent: a map, or a list of NAME=value. A name without a value takes the one from Plimsoll's environment or from `.env`.",
+        ),
+        key(
+            "env_file",
+            Kind::EnvFile,
+            ".env.api",
+            "Files of variables, relative to this file; later ones and `environment` win.",
+        ),
+        key(
+            "working_dir",
+            Kind::Text,
+            "./agent",
+            "Where it runs with `isolation: none`, and where a relative program is meant from; relative to this file. Default: this file's folder.",
+        ),
+        key(
+            "stop_grace_period",
+            Kind::Duration,
+            "5s",
+            "Time between the end of its input and the stop signal, and again until SIGKILL. Default: 5s.",
+        ),
+        key(
+            "stop_signal",
+            Kind::Signal,
+            "SIGTERM",
+            "The signal that asks it to end, by name or number. Default: SIGTERM.",
+        ),
+        key(
+            "priority",
+            Kind::Word(PRIORITIES),
+            "best-effort",
+            "Who goes first when the budget is short: best-effort, then normal (the default), never critical.",
+        ),
+        key(
+            "on_limit",
+            Kind::Word(VICTIMS),
+            "tree",
+            "Who goes at its memory line: the whole tree (the default), or the largest process below the root.",
+        ),
+        key(
+            "on_pressure",
+            Kind::Map(&PRESSURE),
+            "{ signal: SIGUSR1 }",
+            "How it is asked to hold less when memory gets short: a command or a signal.",
+        ),
+    ],
+    required: &["command", "protocol"],
+    foreign: &[
+        ("image", "there are no images here: `command` says what to start"),
+        ("build", "there are no images here: `command` says what to start"),
+        ("cmd", "it is called `command`"),
+        ("env", "it is called `environment`"),
+        ("cwd", "it is called `working_dir`"),
+        ("model", "it is called `models`, a list of names"),
+        ("min_spare_servers", "it is called `warm`"),
+        ("max_children", "it is called `max_sessions`"),
+        ("max_requests", "it is called `max_turns`"),
+        ("sessions", "`max_sessions` is how many there are at most, `warm` how many are started ahead"),
+        ("replicas", "`max_sessions` is how many there are at most, `warm` how many are started ahead"),
+        ("scale", "`max_sessions` is how many there are at most, `warm` how many are started ahead"),
+        ("deploy", "write limits as `mem_limit`, `cpus` and `pids_limit`; `max_sessions` says how many"),
+        ("restart", "leave it out: a session is replaced when it has to be, and `max_turns` and `max_age` say when"),
+        ("listen", "`gateway: { listen: 127.0.0.1:7070 }` is where all pools are asked"),
+        ("ports", "`gateway: { listen: 127.0.0.1:7070 }` is where all pools are asked"),
+        ("healthcheck", "leave it out: `start_timeout`, `first_byte_timeout` and `stall_timeout` watch over its turns"),
+        ("depends_on", "leave it out: a session is started when it is needed"),
+        ("ttl", "it is called `idle_ttl`"),
+        ("timeout", "it is called `turn_timeout`"),
+        ("memory", "`mem_limit` is the hard line of one session, `recycle_above` the soft one"),
+    ],
+};
+
+/// `queue`.
+pub(crate) static QUEUE: Table = Table {
+    what: "`queue`",
+    keys: &[
+        key("max", Kind::Count(0), "32", "Turns that wait at most; one more is refused. Default: 32."),
+        key("timeout", Kind::Duration, "30s", "Whoever waited for so long is refused. Default: 30s."),
+    ],
+    required: &[],
+    foreign: &[("size", "it is called `max` here"), ("length", "it is called `max` here")],
+};
+
+/// `gateway`.
+pub(crate) static GATEWAY: Table = Table {
+    what: "`gateway`",
+    keys: &[
+        key(
+            "listen",
+            Kind::Listen,
+            "127.0.0.1:7070",
+            "A port of 127.0.0.1, or an address with a port, which needs a `token_file` unless it is this machine's loopback. Default: 127.0.0.1:7070.",
+        ),
+        key(
+            "token_file",
+            Kind::Text,
+            "token",
+            "A file of tokens, relative to this one, a line each: TOKEN, then `pools=a,b` and `rate=60/m` where it is for some pools or so many requests alone.",
+        ),
+        key(
+            "hosts",
+            Kind::Texts,
+            "[bot.internal]",
+            "Names under which it may be asked for, beside those of this machine.",
+        ),
+        key(
+            "campfire",
+            Kind::Map(&CAMPFIRE),
+            "{ base_url: \"http://127.0.0.1:3000\" }",
+            "The Campfire server whose webhooks are answered.",
+        ),
+    ],
+    required: &[],
+    foreign: &[
+        ("port", "it is called `listen`: a port of 127.0.0.1, or an address with a port"),
+        ("host", "`listen` is the address, `hosts` are names under which it may be asked for"),
+        ("token", "put it into a file and name that: `token_file: token`"),
+        ("tokens", "put them into a file and name that: `token_file: token`"),
+        ("tls", "leave it out: TLS is for a proxy before it"),
+    ],
+};
+
+/// `gateway.campfire`.
+pub(crate) static CAMPFIRE: Table = Table {
+    what: "`campfire`",
+    keys: &[key(
+        "base_url",
+        Kind::Webhook,
+        "\"http://127.0.0.1:3000\"",
+        "Scheme, host and port of the server; the way to a room comes with each message.",
+    )],
+    required: &["base_url"],
+    foreign: &[("url", "it is called `base_url`")],
 };
 
 /// `deploy`.

@@ -13,8 +13,10 @@
 
 mod dotenv;
 mod finding;
+mod gateway;
 mod interpolate;
 mod keys;
+mod pool;
 mod reader;
 mod schema;
 mod service;
@@ -67,7 +69,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Where a service stands, or with a key (`mem_limit`, `mem_reservation`, `scale`, `depends_on`, `listen`) that key's value.
+    /// Where a service or pool stands, or with a key (`mem_limit`, `mem_reservation`, `scale`, `depends_on`, `listen`) that
+    /// key's value.
     #[must_use]
     pub fn place(&self, service: &str, key: Option<&'static str>) -> Option<&Place> {
         self.places.get(&(service.to_owned(), key.unwrap_or_default()))

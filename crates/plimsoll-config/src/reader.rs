@@ -43,9 +43,11 @@ pub(crate) struct Reader<'a> {
     /// Variables of `.env`.
     pub(crate) dotenv: BTreeMap<String, String>,
     pub(crate) findings: Findings,
-    /// The service that is being read.
+    /// The service or pool that is being read.
     pub(crate) service: Option<String>,
-    /// Where a service, or a key of it, stands; the service itself by an empty key.
+    /// What is being read has a port of its own, and `${PORT}` is left to stand where that may be.
+    pub(crate) has_port: bool,
+    /// Where a service or pool, or a key of it, stands; itself by an empty key.
     pub(crate) places: BTreeMap<(String, &'static str), Place>,
     /// Files of variables, by path.
     pub(crate) sources: BTreeMap<PathBuf, Result<Arc<Source>, (io::ErrorKind, String)>>,
@@ -113,6 +115,7 @@ impl<'a> Reader<'a> {
             dotenv: BTreeMap::new(),
             findings: Findings::default(),
             service: None,
+            has_port: true,
             places: BTreeMap::new(),
             sources: BTreeMap::new(),
             filled: 0,
@@ -196,6 +199,8 @@ impl<'a> Reader<'a> {
                 format!("a similar key exists: `{near}`")
             } else if is_stack && keys::SERVICE.key(&entry.key).is_some() {
                 "it is a key of a service, and belongs further right, below the service's name".to_owned()
+            } else if is_stack && keys::POOL.key(&entry.key).is_some() {
+                "it is a key of a pool, and belongs further right, below the pool's name".to_owned()
             } else {
                 let known: Vec<String> = names.map(|name| format!("`{name}`")).collect();
                 format!("known are {}", known.join(", "))
@@ -206,10 +211,11 @@ impl<'a> Reader<'a> {
         self.push(Finding::error(id, message).at(place).help(help));
     }
 
-    /// What a map is, a service by its name.
-    fn what(&self, table: &'static Table) -> String {
+    /// What a map is, a service or a pool by its name.
+    pub(crate) fn what(&self, table: &'static Table) -> String {
         match &self.service {
             Some(name) if std::ptr::eq(table, &keys::SERVICE) => format!("the service {}", quote(name)),
+            Some(name) if std::ptr::eq(table, &keys::POOL) => format!("the pool {}", quote(name)),
             _ => table.what.to_owned(),
         }
     }
@@ -234,7 +240,7 @@ impl<'a> Reader<'a> {
         }
         let (env, dotenv) = (self.outside.env, &self.dotenv);
         let lookup = |name: &str| env(name).or_else(|| dotenv.get(name).cloned());
-        let mut filler = Filler::new(&lookup, keeps_port);
+        let mut filler = Filler::new(&lookup, keeps_port && self.has_port);
         let filled = filler.fill(text);
         let mut unset = std::mem::take(&mut filler.unset);
         unset.sort();
@@ -452,6 +458,24 @@ impl<'a> Reader<'a> {
             text if text.contains('\0') => Err(Bad::new("no path has a zero byte in it")),
             text => Ok(base.join(text.strip_prefix("./").unwrap_or(text))),
         })
+    }
+
+    /// A list of texts, each with its place, understood by `read`; those that are wrong are reported and left out.
+    pub(crate) fn texts<'n>(
+        &mut self,
+        field: &Field<'n>,
+        read: impl Fn(&str) -> Result<String, Bad>,
+    ) -> Vec<(String, Field<'n>)> {
+        let Value::List(items) = &field.node.value else {
+            self.wrong_type(field, &field.key.kind.expected());
+            return Vec::new();
+        };
+        let mut all = Vec::new();
+        for item in items {
+            let field = field.item(item);
+            all.extend(self.value(&field, &read).map(|text| (text, field)));
+        }
+        all
     }
 
     /// A command and its arguments: a list of words, or one text that is split into words.

@@ -26,7 +26,10 @@ pub fn schema() -> Value {
     let mut head = Map::new();
     head.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
     head.insert("title".to_owned(), json!("plimsoll.yaml"));
-    head.insert("description".to_owned(), json!("A stack of services inside one budget of memory."));
+    head.insert("description".to_owned(), json!("A stack of services and pools inside one budget of memory."));
+    // What has to be there may come out of a merge.
+    let either = keys::EITHER.iter().chain(&["<<"]).map(|key| json!({ "required": [key] }));
+    object.insert("anyOf".to_owned(), either.collect());
     head.append(object);
     Value::Object(head)
 }
@@ -106,6 +109,7 @@ fn kind(kind: Kind) -> Value {
             list_of(json!({ "type": "string" }), 0),
             { "type": "object", "additionalProperties": { "anyOf": [table(&keys::DEPENDENCY), { "type": "null" }] } },
         ] }),
+        Kind::Texts => list_of(scalar(), 0),
         Kind::Map(of) => table(of),
         Kind::Named(of) => json!({
             "type": "object",

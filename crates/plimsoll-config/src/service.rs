@@ -13,7 +13,7 @@ use plimsoll_model::stack::{Ask, Condition, HealthSpec, Priority, RestartPolicy,
 
 use crate::dotenv;
 use crate::finding::{Finding, nearest, quote};
-use crate::keys;
+use crate::keys::{self, Table};
 use crate::reader::{Bad, Field, Fields, Reader};
 use crate::source::Place;
 use crate::yaml::{Entry, Value};
@@ -36,24 +36,33 @@ pub(crate) struct Read {
 pub(crate) fn read(reader: &mut Reader<'_>, entry: &Entry) -> Read {
     let mut read = Read { spec: None, depends: Vec::new() };
     reader.service = Some(entry.key.clone());
-    check_name(reader, entry);
-    reader.places.insert((entry.key.clone(), ""), reader.place(entry.key_span.clone()));
-    match reader.known_fields(&entry.value, entry.key_span.clone(), &keys::SERVICE) {
-        Some(fields) => {
-            read.depends = depends(reader, &fields);
-            let on = read.depends.iter().map(|(name, condition, _)| (name.clone(), *condition)).collect();
-            read.spec = spec(reader, &fields, on);
-        }
-        None => {
-            let (name, what) = (quote(&entry.key), entry.value.what());
-            let span = if entry.value.span.is_empty() { entry.key_span.clone() } else { entry.value.span.clone() };
-            let finding = Finding::error("type", format!("the service {name} is {what}")).at(reader.place(span));
-            reader
-                .push(finding.label("expected a map").help("for example `command: [python3, app.py]` below its name"));
-        }
+    if let Some(fields) = named(reader, entry, &keys::SERVICE, "command: [python3, app.py]") {
+        read.depends = depends(reader, &fields);
+        let on = read.depends.iter().map(|(name, condition, _)| (name.clone(), *condition)).collect();
+        read.spec = spec(reader, &fields, on);
     }
     reader.service = None;
     read
+}
+
+/// The keys of the service or pool that is being read, whose name is checked and whose place is kept; `None` when it is no
+/// map, which is reported with an `example` of a key.
+pub(crate) fn named<'n>(
+    reader: &mut Reader<'_>,
+    entry: &'n Entry,
+    table: &'static Table,
+    example: &str,
+) -> Option<Fields<'n>> {
+    check_name(reader, entry);
+    reader.places.insert((entry.key.clone(), ""), reader.place(entry.key_span.clone()));
+    let fields = reader.known_fields(&entry.value, entry.key_span.clone(), table);
+    if fields.is_none() {
+        let span = if entry.value.span.is_empty() { entry.key_span.clone() } else { entry.value.span.clone() };
+        let message = format!("{} is {}", reader.what(table), entry.value.what());
+        let finding = Finding::error("type", message).at(reader.place(span)).label("expected a map");
+        reader.push(finding.help(format!("for example `{example}` below its name")));
+    }
+    fields
 }
 
 fn check_name(reader: &mut Reader<'_>, entry: &Entry) {
@@ -70,12 +79,18 @@ fn check_name(reader: &mut Reader<'_>, entry: &Entry) {
     reader.push(finding.at(reader.place(entry.key_span.clone())).help(help));
 }
 
-fn spec(reader: &mut Reader<'_>, fields: &Fields<'_>, depends_on: BTreeMap<String, Condition>) -> Option<ServiceSpec> {
+/// How a tree is started, held and ended: what a replica of a service and a session of a pool have in common. All that only
+/// services have stands at its default; `None` when something is wrong, all of which is reported.
+pub(crate) fn process(
+    reader: &mut Reader<'_>,
+    fields: &Fields<'_>,
+    deploy: &Deploy<'_>,
+    grace: Duration,
+) -> Option<ServiceSpec> {
     // All keys are read before anything is given up, so that all mistakes are told.
     let command = fields.get("command").map(|field| reader.command(&field, true));
     let environment = environment(reader, fields);
     let working_dir = fields.get("working_dir").map(|field| reader.path(&field));
-    let deploy = Deploy::read(reader, fields);
 
     let mem_limit = limit(reader, fields.get("mem_limit"), deploy.memory, Reader::size);
     if let Some((bytes, field)) = mem_limit
@@ -96,22 +111,14 @@ fn spec(reader: &mut Reader<'_>, fields: &Fields<'_>, depends_on: BTreeMap<Strin
     let memswap_limit = swap(reader, fields, mem_limit, has_memory);
     let cpus = limit(reader, fields.get("cpus"), deploy.cpus, Reader::cores);
     let pids = limit(reader, fields.get("pids_limit"), deploy.pids, Reader::pids);
-    for (key, field) in [
-        ("mem_limit", mem_limit.map(|(_, field)| field)),
-        ("mem_reservation", mem_reservation.map(|(_, field)| field)),
-        ("scale", fields.get("scale")),
-        ("depends_on", fields.get("depends_on")),
-        ("listen", fields.get("listen")),
-    ] {
-        if let (Some(field), Some(service)) = (field, reader.service.clone()) {
-            reader.places.insert((service, key), reader.place(field.span()));
+    for (key, field) in [("mem_limit", mem_limit), ("mem_reservation", mem_reservation)] {
+        if let Some((_, field)) = field {
+            keep_place(reader, key, &field);
         }
     }
 
-    let restart = fields.get("restart").map(|field| restart(reader, &field));
     let stop_grace_period = fields.get("stop_grace_period").map(|field| reader.duration(&field));
     let stop_signal = fields.get("stop_signal").map(|field| reader.signal(&field));
-    let healthcheck = fields.get("healthcheck").and_then(|field| health(reader, &field));
     let priority = fields.get("priority").map(|field| {
         let values = [Priority::Critical, Priority::Normal, Priority::BestEffort];
         reader.word(&field, &words(keys::PRIORITIES, &values))
@@ -120,7 +127,52 @@ fn spec(reader: &mut Reader<'_>, fields: &Fields<'_>, depends_on: BTreeMap<Strin
         .get("on_limit")
         .map(|field| reader.word(&field, &words(keys::VICTIMS, &[OnLimit::Tree, OnLimit::Largest])));
     let on_pressure = fields.get("on_pressure").and_then(|field| pressure(reader, &field));
+
+    // `None` inside is a mistake that has been told; the outer one takes the default.
+    Some(ServiceSpec {
+        command: command??,
+        environment,
+        working_dir: working_dir.unwrap_or_else(|| Some(reader.outside.base.to_owned()))?,
+        mem_limit: mem_limit.map(|(bytes, _)| bytes),
+        mem_reservation: mem_reservation.map(|(bytes, _)| bytes),
+        memswap_limit,
+        cpu_micros: cpus.map(|(micros, _)| micros),
+        pids_limit: pids.and_then(|(pids, _)| pids),
+        stop_grace_period: stop_grace_period.unwrap_or(Some(grace))?,
+        stop_signal: stop_signal.unwrap_or(Some(libc::SIGTERM))?,
+        priority: priority.unwrap_or(Some(Priority::Normal))?,
+        on_limit: on_limit.unwrap_or(Some(OnLimit::Tree))?,
+        on_pressure,
+        restart: RestartPolicy::No,
+        depends_on: BTreeMap::new(),
+        healthcheck: None,
+        listen: None,
+        min_available: 0,
+        replicas: 1,
+        scale: None,
+    })
+}
+
+/// Keeps where a key of what is being read stands, for findings that come later.
+fn keep_place(reader: &mut Reader<'_>, key: &'static str, field: &Field<'_>) {
+    if let Some(name) = reader.service.clone() {
+        reader.places.insert((name, key), reader.place(field.span()));
+    }
+}
+
+fn spec(reader: &mut Reader<'_>, fields: &Fields<'_>, depends_on: BTreeMap<String, Condition>) -> Option<ServiceSpec> {
+    let deploy = Deploy::read(reader, fields);
+    let process = process(reader, fields, &deploy, Duration::from_secs(10));
+    for key in ["scale", "depends_on", "listen"] {
+        if let Some(field) = fields.get(key) {
+            keep_place(reader, key, &field);
+        }
+    }
+
+    let restart = fields.get("restart").map(|field| restart(reader, &field));
+    let healthcheck = fields.get("healthcheck").and_then(|field| health(reader, &field));
     let listen = fields.get("listen").and_then(|field| reader.value(&field, listen));
+    let has_memory = fields.get("mem_limit").or(deploy.memory).is_some();
     let has_cpus = fields.get("cpus").or(deploy.cpus).is_some();
     let scale = fields.get("scale").and_then(|field| scale(reader, &field, has_memory, has_cpus));
     let replicas = replicas(reader, deploy.replicas, scale);
@@ -133,7 +185,8 @@ fn spec(reader: &mut Reader<'_>, fields: &Fields<'_>, depends_on: BTreeMap<Strin
         }
         Some(number)
     });
-    let own_port = environment.get("PORT").is_some_and(|value| value != "${PORT}");
+    let process = process?;
+    let own_port = process.environment.get("PORT").is_some_and(|value| value != "${PORT}");
     if own_port && (listen.is_some() || replicas > 1 || scale.is_some()) {
         let finding = Finding::warning(
             "own_port",
@@ -147,38 +200,24 @@ fn spec(reader: &mut Reader<'_>, fields: &Fields<'_>, depends_on: BTreeMap<Strin
             );
         }
     }
-
-    // `None` inside is a mistake that has been told; the outer one takes the default.
     Some(ServiceSpec {
-        command: command??,
-        environment,
-        working_dir: working_dir.unwrap_or_else(|| Some(reader.outside.base.to_owned()))?,
-        mem_limit: mem_limit.map(|(bytes, _)| bytes),
-        mem_reservation: mem_reservation.map(|(bytes, _)| bytes),
-        memswap_limit,
-        cpu_micros: cpus.map(|(micros, _)| micros),
-        pids_limit: pids.and_then(|(pids, _)| pids),
         restart: restart.unwrap_or(Some(RestartPolicy::No))?,
-        stop_grace_period: stop_grace_period.unwrap_or(Some(Duration::from_secs(10)))?,
-        stop_signal: stop_signal.unwrap_or(Some(libc::SIGTERM))?,
         depends_on,
         healthcheck,
-        priority: priority.unwrap_or(Some(Priority::Normal))?,
-        on_limit: on_limit.unwrap_or(Some(OnLimit::Tree))?,
-        on_pressure,
         listen,
         min_available: min_available.unwrap_or(Some(0))?,
         replicas,
         scale,
+        ..process
     })
 }
 
-fn words<T: Copy>(words: &[&'static str], values: &[T]) -> Vec<(&'static str, T)> {
+pub(crate) fn words<T: Copy>(words: &[&'static str], values: &[T]) -> Vec<(&'static str, T)> {
     words.iter().copied().zip(values.iter().copied()).collect()
 }
 
 /// Two keys that do not go together.
-fn conflict(
+pub(crate) fn conflict(
     reader: &mut Reader<'_>,
     id: &'static str,
     message: &str,
@@ -194,7 +233,7 @@ fn conflict(
 
 /// What stands under `deploy`.
 #[derive(Default)]
-struct Deploy<'n> {
+pub(crate) struct Deploy<'n> {
     replicas: Option<Field<'n>>,
     memory: Option<Field<'n>>,
     cpus: Option<Field<'n>>,
@@ -317,7 +356,7 @@ fn restart(reader: &mut Reader<'_>, field: &Field<'_>) -> Option<RestartPolicy> 
 }
 
 /// A port of 127.0.0.1, or an address with a port.
-fn listen(text: &str) -> Result<SocketAddr, Bad> {
+pub(crate) fn listen(text: &str) -> Result<SocketAddr, Bad> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (Some(host), port),
         None => (None, text),
@@ -628,7 +667,7 @@ fn env_files(reader: &mut Reader<'_>, field: &Field<'_>, all: &mut BTreeMap<Stri
         }
         let (env, project) = (reader.outside.env, &reader.dotenv);
         let lookup = |name: &str| env(name).or_else(|| project.get(name).cloned());
-        let read = dotenv::parse(source.text(), &lookup, true);
+        let read = dotenv::parse(source.text(), &lookup, reader.has_port);
         let size: usize = read.values.values().map(String::len).sum();
         report(reader, &source, &read);
         if !reader.spend(size, field.span()) {

@@ -1,16 +1,19 @@
-//! The whole file: budget, alerts, services, and what they have to do with each other.
+//! The whole file: budget, alerts, services, pools, and what they have to do with each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use plimsoll_model::pool::{GatewaySpec, PoolSpec};
 use plimsoll_model::size::Human;
 use plimsoll_model::stack::{
     AlertSpec, BudgetSpec, Condition, Delivery, Gauge, RestartPolicy, ServiceSpec, StackSpec, Threshold,
 };
 
 use crate::finding::{Finding, nearest, quote};
+use crate::gateway;
 use crate::keys;
+use crate::pool;
 use crate::reader::{Bad, Field, Fields, Reader, percent, size};
 use crate::service;
 use crate::source::Place;
@@ -28,9 +31,17 @@ pub(crate) fn read(reader: &mut Reader<'_>, root: &Node) -> Option<(StackSpec, b
         return None;
     };
     let (budget, strict) = budget(reader, &fields);
+    if keys::EITHER.iter().all(|key| fields.get(key).is_none()) {
+        let finding = Finding::error("missing_key", "the file has no `services` and no `pools`");
+        let help = "for example `services: { api: { command: [python3, app.py] } }`";
+        reader.push(finding.at(reader.place(root.span.clone())).help(help));
+    }
     let services = services(reader, &fields);
+    let pools = pools(reader, &fields, &services);
+    let gateway = gateway::read(reader, &fields);
+    addresses(reader, &services.specs, gateway.as_ref());
     let alerts = alerts(reader, &fields, &services);
-    Some((StackSpec { budget, alerts, services: services.specs, ..StackSpec::default() }, strict))
+    Some((StackSpec { budget, alerts, services: services.specs, pools, gateway }, strict))
 }
 
 fn budget(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (BudgetSpec, bool) {
@@ -79,8 +90,37 @@ fn services(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Services {
     }
     dependencies(reader, &all, &depends);
     cycles(reader, &depends);
-    addresses(reader, &all.specs);
     all
+}
+
+fn pools(reader: &mut Reader<'_>, fields: &Fields<'_>, services: &Services) -> BTreeMap<String, PoolSpec> {
+    let mut specs = BTreeMap::new();
+    let Some(field) = fields.get("pools") else { return specs };
+    let Value::Map(entries) = &field.node.value else {
+        reader.wrong_type(&field, "a map");
+        return specs;
+    };
+    if entries.is_empty() {
+        reader.bad(&field, Bad::new("there is none"));
+    }
+    let mut models = BTreeMap::new();
+    for entry in entries {
+        if services.names.contains(&entry.key) {
+            let message = format!("{} is a service and a pool", quote(&entry.key));
+            let finding = Finding::error("name_twice", message).at(reader.place(entry.key_span.clone()));
+            let finding = match reader.places.get(&(entry.key.clone(), "")) {
+                Some(place) => finding.related(place.clone(), "the service"),
+                None => finding,
+            };
+            reader
+                .push(finding.help("call one of them otherwise: `stop`, `logs` and `status` know both by their names"));
+        }
+        let read = pool::read(reader, entry);
+        models.insert(entry.key.clone(), read.models);
+        specs.extend(read.spec.map(|spec| (entry.key.clone(), spec)));
+    }
+    pool::names(reader, &models);
+    specs
 }
 
 /// Whether what services depend on is there, and can become what it has to.
@@ -206,10 +246,14 @@ fn peel(left: &mut BTreeMap<&str, Vec<(&str, &Place)>>) {
     }
 }
 
-/// Two services cannot have one address.
-fn addresses(reader: &mut Reader<'_>, specs: &BTreeMap<String, ServiceSpec>) {
-    let mut taken: BTreeMap<u16, BTreeMap<IpAddr, &String>> = BTreeMap::new();
-    for (name, address) in specs.iter().filter_map(|(name, spec)| Some((name, spec.listen?))) {
+/// Two services cannot have one address, nor can one have the gateway's.
+fn addresses(reader: &mut Reader<'_>, specs: &BTreeMap<String, ServiceSpec>, gateway: Option<&GatewaySpec>) {
+    let mut taken: BTreeMap<u16, BTreeMap<IpAddr, &str>> = BTreeMap::new();
+    // The gateway has no name that a service could have.
+    let gateway = gateway.map(|gateway| ("", gateway.listen));
+    let all = specs.iter().filter_map(|(name, spec)| Some((name.as_str(), spec.listen?)));
+    let called = |name: &str| if name.is_empty() { "the gateway".to_owned() } else { quote(name) };
+    for (name, address) in gateway.into_iter().chain(all) {
         let others = taken.entry(address.port()).or_default();
         // The address of all takes the port of each.
         let same = others.get(&address.ip());
@@ -217,15 +261,19 @@ fn addresses(reader: &mut Reader<'_>, specs: &BTreeMap<String, ServiceSpec>) {
         let clash = same.or_else(|| all.iter().find_map(|all| others.get(all)));
         let clash = clash.or_else(|| others.values().next().filter(|_| address.ip().is_unspecified()));
         if let Some(other) = clash {
-            let place = |name: &String| reader.places.get(&(name.clone(), "listen")).cloned();
-            let message = format!("{} and {} both listen at port {}", quote(other), quote(name), address.port());
-            let finding = Finding::error("listen_twice", message).help("give one of them another port");
-            if let (Some(first), Some(second)) = (place(other), place(name)) {
-                // Services are by name here, and the later one in the file is the one to show.
-                let (first, second) = if first.start() < second.start() { (first, second) } else { (second, first) };
-                let finding = finding.at(second).related(first, "and here");
-                reader.push(Finding { service: Some(name.clone()), key: Some("listen"), ..finding });
+            let place = |name: &str| reader.places.get(&(name.to_owned(), "listen")).cloned();
+            let message = format!("{} and {} both listen at port {}", called(other), called(name), address.port());
+            let mut finding = Finding::error("listen_twice", message).help("give one of them another port");
+            if let Some(second) = place(name) {
+                finding = match place(other) {
+                    // Services are by name here, and the later one in the file is the one to show.
+                    Some(first) if first.start() < second.start() => finding.at(second).related(first, "and here"),
+                    Some(first) => finding.at(first).related(second, "and here"),
+                    // The gateway's default stands nowhere.
+                    None => finding.at(second),
+                };
             }
+            reader.push(Finding { service: Some(name.to_owned()), key: Some("listen"), ..finding });
         }
         others.insert(address.ip(), name);
     }
@@ -350,8 +398,8 @@ fn condition(text: &str, services: &Services) -> Result<(Gauge, bool, Threshold)
     }
 }
 
-/// An address that an event can be sent to.
-fn address(text: &str) -> Result<String, Bad> {
+/// An `http://` address that something can be sent to.
+pub(crate) fn address(text: &str) -> Result<String, Bad> {
     let Some(rest) = text.strip_prefix("http://") else {
         let bad = Bad::new(format!("{} is no `http://` address", quote(text)));
         return Err(if text.starts_with("https://") {
@@ -381,8 +429,10 @@ fn address(text: &str) -> Result<String, Bad> {
 /// What is known of a stack on a machine, or in a container, of `total` bytes: reservations that cannot be had together, a
 /// budget that is nothing, limits that together are over it (an error if `strict`, else a warning).
 ///
-/// Reservations count for the fewest replicas there may be, limits for the most. A service without a limit takes what is
-/// left, and does not count.
+/// Reservations count for the fewest replicas there may be, limits for the most. Of a pool, those processes count as the
+/// fewest that are started ahead, or the one without which it is of no use, and as the most all that there may be. Whatever
+/// has no limit takes what is left, and does not count. A pool whose single session may be larger than the budget is an
+/// error: its line would never be met.
 #[must_use]
 pub fn fits(spec: &StackSpec, total: u64, strict: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -405,21 +455,18 @@ pub fn fits(spec: &StackSpec, total: u64, strict: bool) -> Vec<Finding> {
     }
     let mut reserved: Vec<(&String, u64, u64, u64)> = Vec::new();
     let mut alone = false;
-    for (name, service) in &spec.services {
-        let Some(bytes) = service.mem_reservation else { continue };
-        let count = u64::from(service.least_replicas());
+    for holder in holders(spec) {
+        let Some(bytes) = holder.process.mem_reservation else { continue };
         if bytes > budget {
             alone = true;
-            let message = format!(
-                "one replica of {} reserves {}, and the whole budget is {}",
-                quote(name),
-                Human(bytes),
-                Human(budget)
-            );
+            let (one, name) = (holder.one, quote(holder.name));
+            let message =
+                format!("one {one} of {name} reserves {}, and the whole budget is {}", Human(bytes), Human(budget));
             let help = format!("reserve {} less, or raise `budget.memory`", Human(bytes - budget));
-            findings.push(Finding::error("reservation_over_budget", message).help(help).of(name, "mem_reservation"));
+            let finding = Finding::error("reservation_over_budget", message).help(help);
+            findings.push(finding.of(holder.name, "mem_reservation"));
         }
-        reserved.push((name, bytes, count, bytes.saturating_mul(count)));
+        reserved.push((holder.name, bytes, holder.least, bytes.saturating_mul(holder.least)));
     }
     let sum = reserved.iter().fold(0u64, |sum, (.., bytes)| sum.saturating_add(*bytes));
     if sum > budget && !alone {
@@ -434,19 +481,29 @@ pub fn fits(spec: &StackSpec, total: u64, strict: bool) -> Vec<Finding> {
         // The largest one is where most can be won.
         findings.push(finding.of(reserved[0].0, "mem_reservation"));
     }
-    let mut limits: Vec<(&String, u64, u64, u64)> = spec
-        .services
-        .iter()
-        .filter_map(|(name, service)| {
-            let (bytes, count) = (service.mem_limit?, u64::from(service.most_replicas()));
-            Some((name, bytes, count, bytes.saturating_mul(count)))
+    for (name, pool) in &spec.pools {
+        let Some(bytes) = pool.process.mem_limit.filter(|bytes| *bytes > budget) else { continue };
+        let message = format!(
+            "one session of {} may hold {}, and the whole budget is {}",
+            quote(name),
+            Human(bytes),
+            Human(budget)
+        );
+        let help = format!("lower its `mem_limit` by {}, or raise `budget.memory`", Human(bytes - budget));
+        findings.push(Finding::error("session_over_budget", message).help(help).of(name, "mem_limit"));
+    }
+    let mut limits: Vec<(&String, u64, u64, u64)> = holders(spec)
+        .filter_map(|Holder { name, process, most, .. }| {
+            let bytes = process.mem_limit?;
+            Some((name, bytes, most, bytes.saturating_mul(most)))
         })
         .collect();
     let sum = limits.iter().fold(0u64, |sum, (.., bytes)| sum.saturating_add(*bytes));
     if sum > budget {
         let over = Human(sum - budget);
+        let who = if spec.pools.is_empty() { "services" } else { "services and sessions" };
         let message = format!(
-            "limits of {} are over the budget of {} by {over}: not all services can be at theirs",
+            "limits of {} are over the budget of {} by {over}: not all {who} can be at theirs",
             Human(sum),
             Human(budget)
         );
@@ -463,6 +520,37 @@ pub fn fits(spec: &StackSpec, total: u64, strict: bool) -> Vec<Finding> {
         findings.push(finding.help(format!("limits: {}\n{help}", list(&limits))).of(limits[0].0, "mem_limit"));
     }
     findings
+}
+
+/// Processes with one line each.
+struct Holder<'s> {
+    name: &'s String,
+    /// What one of them is called.
+    one: &'static str,
+    process: &'s ServiceSpec,
+    /// The fewest there may be.
+    least: u64,
+    /// The most.
+    most: u64,
+}
+
+/// Whoever takes part in the budget.
+fn holders(spec: &StackSpec) -> impl Iterator<Item = Holder<'_>> {
+    let services = spec.services.iter().map(|(name, service)| Holder {
+        name,
+        one: "replica",
+        process: service,
+        least: service.least_replicas().into(),
+        most: service.most_replicas().into(),
+    });
+    let pools = spec.pools.iter().map(|(name, pool)| Holder {
+        name,
+        one: "session",
+        process: &pool.process,
+        least: pool.least_processes().into(),
+        most: pool.most_processes().into(),
+    });
+    services.chain(pools)
 }
 
 /// `store 3 × 1 GiB, api 512 MiB`.

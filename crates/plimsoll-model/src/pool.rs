@@ -58,6 +58,20 @@ pub struct PoolSpec {
     pub pass_environment: Vec<String>,
 }
 
+impl PoolSpec {
+    /// Processes that there are of it at least: those started ahead, or the one without which it is of no use.
+    #[must_use]
+    pub fn least_processes(&self) -> u32 {
+        self.warm.max(1)
+    }
+
+    /// Processes that there are of it at most.
+    #[must_use]
+    pub fn most_processes(&self) -> u32 {
+        self.max_sessions.saturating_add(self.warm)
+    }
+}
+
 /// What an agent speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {

@@ -15,7 +15,24 @@ fn tables() -> Vec<(&'static Table, &'static str, &'static str)> {
     let service = |keys: &str| -> &'static str { Box::leak(format!("{SERVICE}{keys} }} }}").into_boxed_str()) };
     let api = "/properties/services/additionalProperties";
     let under = |rest: &str| -> &'static str { Box::leak(format!("{api}{rest}").into_boxed_str()) };
+    const POOL: &str = "{ pools: { assistant: { command: x, protocol: claude, ";
     vec![
+        (&keys::POOL, "{ pools: { assistant: { @ } } }", "/properties/pools/additionalProperties"),
+        (
+            &keys::QUEUE,
+            Box::leak(format!("{POOL} queue: {{ @ }} }} }} }}").into_boxed_str()),
+            "/properties/pools/additionalProperties/properties/queue",
+        ),
+        (
+            &keys::GATEWAY,
+            Box::leak(format!("{POOL} }} }}, gateway: {{ @ }} }}").into_boxed_str()),
+            "/properties/gateway",
+        ),
+        (
+            &keys::CAMPFIRE,
+            Box::leak(format!("{POOL} }} }}, gateway: {{ campfire: {{ @ }} }} }}").into_boxed_str()),
+            "/properties/gateway/properties/campfire",
+        ),
         (&keys::STACK, "{ @ }", ""),
         (&keys::BUDGET, "{ services: { a: { command: x } }, budget: { @ } }", "/properties/budget"),
         (&keys::ALERT, "{ services: { api: { command: x } }, alerts: [{ @ }] }", "/properties/alerts/items"),
@@ -62,6 +79,9 @@ fn beside(table: &Table, key: &str) -> String {
         .collect();
     match (table.what, key) {
         ("a service", "memswap_limit" | "mem_reservation" | "scale") => keys.push("mem_limit: 512m".to_owned()),
+        ("a pool", "memswap_limit" | "mem_reservation" | "recycle_above") => keys.push("mem_limit: 512m".to_owned()),
+        ("a pool", "max_turns_jitter") => keys.push("max_turns: 10".to_owned()),
+        ("the file", key) if !keys::EITHER.contains(&key) => keys.push("services: { z: { command: x } }".to_owned()),
         ("`healthcheck`", key) if key != "test" => keys.push("test: x".to_owned()),
         _ => {}
     }
@@ -257,10 +277,48 @@ fn kinds_agree() {
 }
 
 #[test]
+fn kinds_of_pools_agree() {
+    for (key, right, wrong) in [
+        ("models", &["[haiku, 'a/b:c', 4]", "[]", "['${A:-x}']"][..], &["haiku", "[{}]"][..]),
+        ("protocol", &["claude", "'jsonl'", "exec", "'${A:-exec}'"], &["Claude", "json"]),
+        ("reuse", &["session", "any"], &["all"]),
+        ("rehydrate", &["resume", "replay", "none"], &["never"]),
+        ("isolation", &["session", "none"], &["user"]),
+        ("max_sessions", &["1", "'9'"], &["0", "-1", "1.5"]),
+        ("warm", &["0", "2"], &["-1", "x"]),
+        ("max_context", &["80%", "'12.5%'"], &["80", "0.8"]),
+        ("idle_ttl", &["5m", "90"], &["'5 m'", "-1"]),
+        ("pass_environment", &["[A, B_C]"], &["A", "{ A: 1 }"]),
+        ("queue", &["{}", "{ max: 0 }"], &["32", "[]"]),
+    ] {
+        let file = |value: &str| {
+            let protocol = if key == "protocol" { "" } else { "protocol: claude, " };
+            format!("pools: {{ a: {{ command: x, {protocol}{key}: {value} }} }}")
+        };
+        right.iter().for_each(|value| agree(&file(value), true));
+        wrong.iter().for_each(|value| agree(&file(value), false));
+    }
+    for (gateway, right) in [
+        ("{ listen: 7070 }", true),
+        ("{ listen: '[::1]:7070', hosts: [a.b, localhost], campfire: { base_url: 'http://h:3000/' } }", true),
+        ("7070", false),
+        ("{ campfire: {} }", false),
+        ("{ campfire: { base_url: 'https://h' } }", false),
+    ] {
+        agree(&format!("services: {{ z: {{ command: x }} }}\ngateway: {gateway}"), right);
+    }
+}
+
+#[test]
 fn the_examples_are_valid() {
     assert!(load(crate::STARTER).is_ok());
     assert!(is_valid(&schema(), &json_of(crate::STARTER)));
     agree("services: {}", false);
+    agree("pools: {}", false);
+    agree("budget: {}", false);
+    agree("gateway: {}", false);
+    agree("pools: { 'a b': { command: x, protocol: exec } }", false);
+    agree("x-p: &p { pools: { a: { command: x, protocol: exec } } }\n<<: *p", true);
     agree("{ services: { 'a b': { command: x } } }", false);
     agree("x-a: &a { command: [x] }\nservices: { a: *a }", true);
 }

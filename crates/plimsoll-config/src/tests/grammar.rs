@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plimsoll_model::OnLimit;
+use plimsoll_model::pool::{GatewaySpec, Isolation, PoolSpec, Protocol, QueueSpec, Rehydrate, Reuse};
 use plimsoll_model::stack::{
     AlertSpec, Amount, Ask, BudgetSpec, Condition, Delivery, Gauge, HealthSpec, Priority, RestartPolicy, ScaleSpec,
     ServiceSpec, Threshold,
@@ -266,6 +267,175 @@ fn environments() {
     );
     let loaded = load_with("services: { a: { command: x, env_file: a.env } }", &project).unwrap();
     assert_eq!(loaded.files, ["/srv/plimsoll.yaml", "/srv/.env", "/srv/a.env"].map(PathBuf::from));
+}
+
+const POOLS: &str = r#"
+pools:
+  assistant:
+    command: [claude, --model, haiku]
+    protocol: claude
+    models: [haiku, sonnet]
+    reuse: any
+    max_sessions: 12
+    warm: 2
+    idle_ttl: 1m
+    max_turns: 10
+    max_turns_jitter: 3
+    max_context: 60%
+    max_age: 8h
+    mem_limit: 400m
+    recycle_above: 300m
+    start_timeout: 31s
+    first_byte_timeout: 32s
+    stall_timeout: 33s
+    turn_timeout: 34s
+    queue: { max: 5, timeout: 6s }
+    rehydrate: replay
+    max_line: 1m
+    isolation: none
+    pass_environment: [HTTPS_PROXY, ANTHROPIC_API_KEY]
+    environment: { MODE: prod, HOME_DIR: }
+    working_dir: agents
+    mem_reservation: 100m
+    memswap_limit: 500m
+    cpus: 0.5
+    pids_limit: 64
+    priority: best-effort
+    on_limit: largest
+    on_pressure: { signal: USR1 }
+    stop_grace_period: 3s
+    stop_signal: INT
+gateway: { listen: "0.0.0.0:7071", token_file: token, hosts: [Bot.internal, "[::1]"], campfire: { base_url: "http://127.0.0.1:3000/" } }
+"#;
+
+#[test]
+fn the_whole_grammar_of_pools() {
+    let loaded = load(POOLS).map_err(|errors| errors.to_string()).unwrap();
+    assert_eq!(told(&Ok(loaded.clone())), [""; 0]);
+    let seconds = Duration::from_secs;
+    let process = ServiceSpec {
+        command: words(&["claude", "--model", "haiku"]),
+        environment: BTreeMap::from(
+            [("MODE", "prod"), ("HOME_DIR", "/home/x")].map(|(k, v)| (k.to_owned(), v.to_owned())),
+        ),
+        working_dir: PathBuf::from("/srv/agents"),
+        mem_limit: Some(400 << 20),
+        mem_reservation: Some(100 << 20),
+        memswap_limit: Some(500 << 20),
+        cpu_micros: Some(500_000),
+        pids_limit: Some(64),
+        stop_grace_period: seconds(3),
+        stop_signal: 2,
+        priority: Priority::BestEffort,
+        on_limit: OnLimit::Largest,
+        on_pressure: Some(Ask::Signal(10)),
+        ..api("")
+    };
+    let expected = PoolSpec {
+        process,
+        protocol: Protocol::Claude,
+        models: words(&["haiku", "sonnet"]),
+        reuse: Reuse::Any,
+        max_sessions: 12,
+        warm: 2,
+        idle_ttl: seconds(60),
+        max_turns: Some(10),
+        max_turns_jitter: 3,
+        max_context: Some(60.0),
+        max_age: Some(seconds(8 * 3600)),
+        recycle_above: Some(300 << 20),
+        start_timeout: seconds(31),
+        first_byte_timeout: seconds(32),
+        stall_timeout: seconds(33),
+        turn_timeout: seconds(34),
+        queue: QueueSpec { max: 5, timeout: seconds(6) },
+        rehydrate: Rehydrate::Replay,
+        max_line: 1 << 20,
+        isolation: Isolation::None,
+        pass_environment: words(&["HTTPS_PROXY", "ANTHROPIC_API_KEY"]),
+    };
+    assert_eq!(loaded.spec.pools, BTreeMap::from([("assistant".to_owned(), expected)]));
+    let gateway = GatewaySpec {
+        listen: ([0, 0, 0, 0], 7071).into(),
+        token_file: Some(PathBuf::from("/srv/token")),
+        hosts: words(&["bot.internal", "[::1]"]),
+        campfire: Some("http://127.0.0.1:3000".to_owned()),
+    };
+    assert_eq!(loaded.spec.gateway, Some(gateway));
+    assert_eq!(loaded.place("assistant", None).unwrap().to_string(), "/srv/plimsoll.yaml:3:3");
+    assert_eq!(loaded.place("assistant", Some("mem_limit")).unwrap().line(), 15);
+}
+
+#[test]
+fn defaults_of_pools() {
+    let pool = |protocol: &str| {
+        let loaded = load(&format!("pools: {{ a: {{ command: [x], protocol: {protocol} }} }}")).unwrap();
+        // There is always somewhere to ask.
+        assert_eq!(loaded.spec.gateway.unwrap().listen, ([127, 0, 0, 1], 7070).into());
+        loaded.spec.pools["a"].clone()
+    };
+    let seconds = Duration::from_secs;
+    let expected = PoolSpec {
+        process: ServiceSpec { stop_grace_period: seconds(5), ..api("") },
+        protocol: Protocol::Claude,
+        models: Vec::new(),
+        reuse: Reuse::Session,
+        max_sessions: 8,
+        warm: 0,
+        idle_ttl: seconds(300),
+        max_turns: None,
+        max_turns_jitter: 0,
+        max_context: Some(80.0),
+        max_age: None,
+        recycle_above: None,
+        start_timeout: seconds(30),
+        first_byte_timeout: seconds(120),
+        stall_timeout: seconds(300),
+        turn_timeout: seconds(600),
+        queue: QueueSpec { max: 32, timeout: seconds(30) },
+        rehydrate: Rehydrate::Resume,
+        max_line: 64 << 20,
+        isolation: Isolation::Session,
+        pass_environment: Vec::new(),
+    };
+    assert_eq!(pool("claude"), expected);
+    assert_eq!(pool("jsonl"), PoolSpec { protocol: Protocol::Jsonl, max_context: None, ..expected });
+    // Without pools and unasked, nothing listens; asked, it tells how the stack is.
+    assert_eq!(service("").unwrap().spec.gateway, None);
+    let both = load("services: { a: { command: x } }\ngateway: { listen: 9 }").unwrap().spec;
+    assert_eq!((both.gateway.unwrap().listen.port(), both.pools.len()), (9, 0));
+}
+
+/// A session has no port of its own: the variable is one like any other.
+#[test]
+fn a_pool_has_no_port() {
+    let read = |text: &str| load_with(text, &[(".env", "PORT=7\n"), ("a.env", "P=$PORT")]).unwrap().spec;
+    let spec = read(
+        "pools: { a: { command: [x, \"${PORT}\"], protocol: exec, env_file: a.env } }\nservices: { s: { command: [x, \"${PORT}\"] } }",
+    );
+    assert_eq!(spec.pools["a"].process.command, ["x", "7"]);
+    assert_eq!(spec.pools["a"].process.environment["P"], "7");
+    assert_eq!(spec.services["s"].command, ["x", "${PORT}"]);
+}
+
+#[test]
+fn the_starters_pool_is_right() {
+    let at = crate::STARTER.find("# pools:").unwrap();
+    let once = |text: &str| -> String {
+        let plain = |line: &str| line.replacen("# ", "", 1) + "\n";
+        text.lines().filter(|line| !line.starts_with("# Where")).map(plain).collect()
+    };
+    let few = once(&crate::STARTER[at..]);
+    assert_eq!(told(&load(&few)), [""; 0], "{few}");
+    let bare = |line: &str| {
+        let begun = line.trim_start();
+        begun.strip_prefix("# ").map_or(line.to_owned(), |rest| line.replace(begun, rest)) + "\n"
+    };
+    let all: String = few.lines().map(bare).collect();
+    let loaded = load_with(&all, &[("token", "t")]);
+    assert_eq!(told(&loaded), [""; 0], "{all}");
+    let spec = loaded.unwrap().spec;
+    assert_eq!((spec.pools["assistant"].max_turns, spec.gateway.unwrap().hosts.len()), (Some(10), 1));
 }
 
 #[test]

@@ -34,7 +34,7 @@ pools: {}
             "6:14 `restart`: `sometimes` is no restart policy: no, always, on-failure[:n], unless-stopped",
             "8:16 `mem_limit` is a list",
             "10:18 `web` depends on `ap`, and there is no such service",
-            "11:1 `pools` is not yet supported by this version",
+            "11:8 `pools`: there is none",
         ]
     );
     let shown = read.unwrap_err().to_string();
@@ -53,7 +53,20 @@ fn keys() {
     for (text, message, help) in [
         ("services: {}", "`services`: there is none", "for example"),
         ("budget: {}", "the file has no `services`", "services: {"),
-        ("gateway: {}\nservices: { a: { command: x } }", "`gateway` is not yet supported", "take it out"),
+        ("pools: {}", "`pools`: there is none", "for example"),
+        ("pools: [a]", "`pools` is a list", "for example"),
+        (
+            "max_sessions: 1\nservices: { a: { command: x } }",
+            "the file has no key `max_sessions`",
+            "below the pool's name",
+        ),
+        ("gateway: 7070\nservices: { a: { command: x } }", "`gateway` is a single value", "listen: 7070"),
+        ("gateway: { port: 7070 }\nservices: { a: { command: x } }", "`gateway` has no key `port`", "`listen`"),
+        (
+            "gateway: { campfire: { url: x } }\nservices: { a: { command: x } }",
+            "`campfire` has no `base_url`",
+            "http://",
+        ),
         ("imports: {}\nservices: { a: { command: x } }", "`imports` is not yet supported", "take it out"),
         ("sevices: {}", "the file has no key `sevices`", "`services`"),
         ("mem_limit: 1g\nservices: { a: { command: x } }", "the file has no key `mem_limit`", "further right"),
@@ -163,6 +176,137 @@ fn values() {
         let told = of_service(lines);
         assert!(told.contains(message), "{lines}\n{told}");
     }
+}
+
+fn of_pool(lines: &str) -> String {
+    let lines: String = lines.lines().map(|line| format!("    {line}\n")).collect();
+    let protocol = if lines.contains("protocol:") { "" } else { "    protocol: claude\n" };
+    told(&load(&format!("pools:\n  bot:\n    command: [x]\n{protocol}{lines}"))).join("\n")
+}
+
+#[test]
+fn pools() {
+    for (lines, message) in [
+        ("protocol: json", "is not one of its words: `claude`, `jsonl` or `exec`"),
+        ("reuse: all", "is not one of its words: `session` or `any`"),
+        ("rehydrate: never", "is not one of its words"),
+        ("isolation: full", "is not one of its words"),
+        ("max_sessions: 0", "no whole number from 1"),
+        ("warm: -1", "no whole number from 0"),
+        ("idle_ttl: 0s", "no time at all"),
+        ("max_turns: 0", "no whole number from 1"),
+        ("max_turns: 5\nmax_turns_jitter: 5", "5 turns fewer than 5 leave none"),
+        ("max_turns_jitter: 5", "it makes `max_turns` smaller by chance, which is not set"),
+        ("max_context: 80", "`80` is no percentage"),
+        ("max_age: 0", "no time at all"),
+        ("mem_limit: 5m", "`mem_limit`: 5 MiB is below 6 MiB"),
+        ("mem_limit: 9m\nrecycle_above: 10m", "`recycle_above` of 10 MiB is over the memory limit of 9 MiB"),
+        ("mem_limit: 9m\nmem_reservation: 10m", "10 MiB are reserved, and the limit is 9 MiB"),
+        ("memswap_limit: 8m", "there is no `mem_limit`"),
+        ("recycle_above: 80%", "`80%` is no size"),
+        ("start_timeout: 0", "no time at all"),
+        ("first_byte_timeout: soon", "no duration"),
+        ("stall_timeout: []", "`stall_timeout` is a list"),
+        ("turn_timeout: 0", "no time at all"),
+        ("queue: 5", "`queue` is a single value"),
+        ("queue: { size: 5 }", "`queue` has no key `size`"),
+        ("queue: { timeout: 0 }", "no time at all"),
+        ("max_line: 1k", "1 KiB is no length of a line"),
+        ("max_line: 2g", "2 GiB is no length of a line"),
+        ("models: haiku", "`models` is a single value"),
+        ("models: ['a b']", "`a b` is no name of a model"),
+        ("models: [a, a]", "`a` is written twice"),
+        ("models: [bot]", "the pool `bot` is offered under its own name already"),
+        ("pass_environment: [A=1]", "`A=1` is no variable's name"),
+        ("environment: { PLIMSOLL_ID: x }", "set by Plimsoll itself"),
+        ("env_file: none.env", "/srv/none.env cannot be read"),
+        ("stop_signal: SIGTREM", "`SIGTREM` is no signal"),
+        ("restart: always", "the pool `bot` has no key `restart`"),
+        ("listen: 80", "the pool `bot` has no key `listen`"),
+        ("scale: { max: 2 }", "the pool `bot` has no key `scale`"),
+        ("command: [x, $PORT]", "`command` is written twice"),
+        ("on_pressure: { command: [a, $PORT] }", "warning: the variable `PORT` is not set"),
+        ("protocol: exec\nmax_turns: 3", "warning: `max_turns` has no effect: `protocol: exec` has a process a turn"),
+        ("protocol: exec\nmax_context: 3%", "warning: `max_context` has no effect"),
+        ("protocol: jsonl\nmax_context: 3%", "warning: `max_context` has no effect"),
+    ] {
+        let told = of_pool(lines);
+        assert!(told.contains(message), "{lines}\n{told}");
+    }
+    for (text, message, help) in [
+        ("pools: { a: { protocol: exec } }", "the pool `a` has no `command`", "for example `command"),
+        ("pools: { a: { command: x } }", "the pool `a` has no `protocol`", "for example `protocol: claude`"),
+        ("pools: { a: x }", "the pool `a` is a single value", "`command: [claude]` below its name"),
+        ("pools: { 'a b': { command: x, protocol: exec } }", "the name `a b` has a character", "names are"),
+        ("pools: { a: { command: x, protocol: exec, maxSessions: 1 } }", "has no key `maxSessions`", "`max_sessions`"),
+        ("pools: { a: { command: x, protocol: exec, idle_tl: 1 } }", "has no key `idle_tl`", "`idle_ttl`"),
+        ("pools: { a: { command: x, protocol: exec, max_requests: 1 } }", "no key `max_requests`", "`max_turns`"),
+        ("pools: { a: { command: x, protocol: jsnl } }", "`jsnl` is not one of its words", "`jsonl`"),
+        (
+            "services: { a: { command: x } }\npools: { a: { command: x, protocol: exec } }",
+            "`a` is a service and a pool",
+            "call one of them otherwise",
+        ),
+        (
+            "pools: { a: { command: x, protocol: exec, models: [m] }, b: { command: x, protocol: exec, models: [m] } }",
+            "the pools `a` and `b` are both offered as `m`",
+            "take one of the two away",
+        ),
+        (
+            "pools: { a: { command: x, protocol: exec, models: [b] }, b: { command: x, protocol: exec } }",
+            "`b` is the name of another pool",
+            "take one of the two away",
+        ),
+    ] {
+        let errors = load(text).unwrap_err();
+        let found = errors.findings.iter().find(|finding| finding.message.contains(message));
+        let found = found.unwrap_or_else(|| panic!("{text}\n{errors}"));
+        assert!(found.help.contains(help) && found.place.is_some(), "{text}\n{errors}");
+    }
+    let told = of_pool("restart: always\nmem_limt: 9m\nmax_turns: 5\nmax_turns_jitter: 5");
+    assert_eq!(
+        told,
+        "5:5 the pool `bot` has no key `restart`\n6:5 the pool `bot` has no key `mem_limt`\n8:23 5 turns fewer than 5 leave none"
+    );
+}
+
+#[test]
+fn gateways() {
+    for (gateway, message) in [
+        (
+            "{ listen: 0.0.0.0:7070 }",
+            "`listen` at 0.0.0.0:7070 is reached from other machines, and there is no `token_file`",
+        ),
+        ("{ listen: '[::]:7070' }", "and there is no `token_file`"),
+        ("{ listen: 192.0.2.1:80 }", "and there is no `token_file`"),
+        ("{ listen: 0 }", "port 0 is any port"),
+        ("{ listen: bot.internal:80 }", "`bot.internal` is no address"),
+        ("{ hosts: bot }", "`hosts` is a single value"),
+        ("{ hosts: ['http://bot'] }", "`http://bot` is no name of a host"),
+        ("{ hosts: ['bot:80'] }", "`bot:80` is no name of a host"),
+        ("{ token_file: \"a\\0\" }", "no path has a zero byte"),
+        ("{ token: secret }", "`gateway` has no key `token`"),
+        ("{ campfire: { base_url: 'http://h/a' } }", "has more in it than scheme, host and port"),
+        ("{ campfire: { base_url: 'http://u:p@h' } }", "has more in it than scheme, host and port"),
+        ("{ campfire: { base_url: 'https://h' } }", "no `http://` address"),
+        ("{ campfire: { base_url: 'http://' } }", "names no host"),
+    ] {
+        let told = told(&load(&format!("services: {{ a: {{ command: x }} }}\ngateway: {gateway}\n"))).join("\n");
+        assert!(told.contains(message), "{gateway}\n{told}");
+    }
+    for listen in ["127.0.0.2:80", "'[::1]:80'", "'[::ffff:127.0.0.1]:80'", "localhost:80"] {
+        let read = load(&format!("services: {{ a: {{ command: x }} }}\ngateway: {{ listen: {listen} }}\n"));
+        assert_eq!(told(&read), [""; 0], "{listen}");
+    }
+    let clash = |gateway: &str| {
+        let text = format!(
+            "{gateway}services: {{ a: {{ command: x, listen: 7070 }} }}\npools: {{ p: {{ command: x, protocol: exec }} }}\n"
+        );
+        told(&load(&text))
+    };
+    assert_eq!(clash(""), ["1:38 the gateway and `a` both listen at port 7070"]);
+    assert_eq!(clash("gateway: { listen: 7070 }\n"), ["2:38 the gateway and `a` both listen at port 7070"]);
+    assert_eq!(clash("gateway: { listen: 7071 }\n"), [""; 0]);
 }
 
 #[test]
@@ -340,7 +484,46 @@ services:
     assert_eq!(fits(&reserve.spec, 2 << 30, false), []);
 }
 
+#[test]
+fn what_a_machine_makes_of_pools() {
+    let loaded = load(
+        "budget: { memory: 1g }
+services: { a: { command: x, mem_limit: 100m, mem_reservation: 100m } }
+pools:
+  p: { command: x, protocol: exec, mem_limit: 300m, mem_reservation: 200m, max_sessions: 4, warm: 2 }
+  q: { command: x, protocol: exec, mem_reservation: 50m }
+",
+    )
+    .unwrap();
+    let of = |total: u64| loaded.fits(total);
+    let messages = |total| of(total).into_iter().map(|finding| finding.message).collect::<Vec<_>>();
+    // Four sessions and two that are warm have a line each.
+    let limits =
+        "limits of 1.9 GiB are over the budget of 1 GiB by 876 MiB: not all services and sessions can be at theirs";
+    assert_eq!(messages(2 << 30), [limits]);
+    assert!(of(2 << 30)[0].help.contains("limits: p 6 × 300 MiB, a 100 MiB"));
+    assert_eq!(of(2 << 30)[0].place.as_ref().unwrap().to_string(), "/srv/plimsoll.yaml:4:47");
+    // Those that are warm are promised, and of `q` the one that there has to be.
+    let tight = of(540 << 20);
+    assert_eq!(tight[1].message, "reservations of 550 MiB do not fit into the budget of 540 MiB: 10 MiB too much");
+    assert!(tight[1].help.contains("reserved: p 2 × 200 MiB, a 100 MiB, q 50 MiB"), "{}", tight[1].help);
+    let small = of(250 << 20);
+    let line = small.iter().find(|finding| finding.id == "session_over_budget").unwrap();
+    assert_eq!(line.message, "one session of `p` may hold 300 MiB, and the whole budget is 250 MiB");
+    assert_eq!((line.severity, line.place.as_ref().unwrap().line()), (Severity::Error, 4));
+    assert!(
+        messages(150 << 20)
+            .contains(&"one session of `p` reserves 200 MiB, and the whole budget is 150 MiB".to_owned())
+    );
+}
+
 const PIECES: &[&str] = &[
+    "pools: ",
+    "protocol: exec",
+    "models: ",
+    "gateway: ",
+    "max_turns: 3",
+    "queue: ",
     "services:",
     "\n",
     "  ",

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use plimsoll_config::{Finding, Loaded, Look, Severity};
+use plimsoll_model::pool::{PoolSpec, Protocol};
 use plimsoll_model::size::Human;
 use plimsoll_model::stack::{RestartPolicy, ServiceSpec};
 use serde::Serialize;
@@ -16,7 +17,7 @@ use crate::output;
 /// Check a plimsoll.yaml, and whether it fits this machine or container
 ///
 /// All mistakes are told at once, each with its line. What is right is summed up: replicas, limits and reservations of each
-/// service, against the budget of where we are. Nothing is started.
+/// service, sessions of each pool, against the budget of where we are. Nothing is started.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   plimsoll check                  plimsoll.yaml here
@@ -113,28 +114,89 @@ fn cores(micros: u64) -> f64 {
     micros as f64 / 1e6
 }
 
-/// What all services together may take at most and are promised at least, in bytes.
-fn sums(loaded: &Loaded) -> (u64, u64) {
-    let sum = |share: &dyn Fn(&ServiceSpec) -> Option<u64>| {
-        loaded.spec.services.values().filter_map(share).fold(0u64, u64::saturating_add)
-    };
-    let limits = sum(&|service| Some(service.mem_limit?.saturating_mul(service.most_replicas().into())));
-    let reserved = sum(&|service| Some(service.mem_reservation?.saturating_mul(service.least_replicas().into())));
-    (limits, reserved)
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Claude => "claude",
+        Protocol::Jsonl => "jsonl",
+        Protocol::Exec => "exec",
+    }
 }
 
-/// A row a service, the sums, and the budget of where we are.
+/// What services or pools together may take at most and are promised at least, in bytes.
+#[derive(Clone, Copy)]
+struct Sums {
+    limits: u64,
+    reserved: u64,
+}
+
+impl Sums {
+    /// Of processes, each with the most and the fewest of it that there may be.
+    fn of<'s>(shares: impl Iterator<Item = (&'s ServiceSpec, u32, u32)>) -> Self {
+        shares.fold(Self { limits: 0, reserved: 0 }, |sums, (process, most, least)| {
+            let share = |bytes: Option<u64>, count: u32| bytes.unwrap_or(0).saturating_mul(count.into());
+            Self {
+                limits: sums.limits.saturating_add(share(process.mem_limit, most)),
+                reserved: sums.reserved.saturating_add(share(process.mem_reservation, least)),
+            }
+        })
+    }
+
+    fn of_services(loaded: &Loaded) -> Self {
+        let services = loaded.spec.services.values();
+        Self::of(services.map(|service| (service, service.most_replicas(), service.least_replicas())))
+    }
+
+    fn of_pools(loaded: &Loaded) -> Self {
+        let pools = loaded.spec.pools.values();
+        Self::of(pools.map(|pool| (&pool.process, pool.most_processes(), pool.least_processes())))
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            limits: self.limits.saturating_add(other.limits),
+            reserved: self.reserved.saturating_add(other.reserved),
+        }
+    }
+}
+
+fn size(bytes: Option<u64>) -> String {
+    bytes.map_or("-".to_owned(), |bytes| Human(bytes).to_string())
+}
+
+/// A row a service, a row a pool, their sums, the budget of where we are, and where pools are asked.
 fn table(loaded: &Loaded, here: Option<(&str, u64)>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
-    table.set_header(["SERVICE", "REPLICAS", "LIMIT", "RESERVED", "CPUS", "RESTART", "LISTEN"]);
-    let size = |bytes: Option<u64>| bytes.map_or("-".to_owned(), |bytes| Human(bytes).to_string());
-    for (name, service) in &loaded.spec.services {
+    let (services, pools) = (Sums::of_services(loaded), Sums::of_pools(loaded));
+    let mut text = String::new();
+    if !loaded.spec.services.is_empty() {
+        text += &service_table(loaded, services);
+        text.push('\n');
+    }
+    if !loaded.spec.pools.is_empty() {
+        text += &pool_table(loaded, pools);
+        text.push('\n');
+    }
+    match here {
+        Some((of, total)) => {
+            let budget = loaded.spec.budget.bytes(total);
+            let left = Human(budget.saturating_sub(services.plus(pools).reserved));
+            text += &format!("budget: {} of the {} {of}; {left} not reserved\n", Human(budget), Human(total));
+        }
+        None => text += "budget: not known, for /proc/meminfo cannot be read\n",
+    }
+    if let Some(gateway) = &loaded.spec.gateway {
+        let tokens = if gateway.token_file.is_some() { "with a token" } else { "without a token" };
+        text += &format!("gateway: {}, {tokens}\n", gateway.listen);
+    }
+    text
+}
+
+fn service_table(loaded: &Loaded, sums: Sums) -> String {
+    let row = |(name, service): (&String, &ServiceSpec)| {
         let replicas = match service.scale {
             Some(scale) => format!("{}-{}", scale.min, scale.max),
             None => service.replicas.to_string(),
         };
-        table.add_row([
+        [
             name.clone(),
             replicas,
             size(service.mem_limit),
@@ -142,10 +204,35 @@ fn table(loaded: &Loaded, here: Option<(&str, u64)>) -> String {
             service.cpu_micros.map_or("-".to_owned(), |micros| cores(micros).to_string()),
             restart(service.restart),
             service.listen.map_or("-".to_owned(), |address| address.to_string()),
-        ]);
+        ]
+    };
+    let rows = loaded.spec.services.iter().map(row);
+    columns(["SERVICE", "REPLICAS", "LIMIT", "RESERVED", "CPUS", "RESTART", "LISTEN"], rows, sums)
+}
+
+fn pool_table(loaded: &Loaded, sums: Sums) -> String {
+    let row = |(name, pool): (&String, &PoolSpec)| {
+        let models = if pool.models.is_empty() { "-".to_owned() } else { pool.models.join(", ") };
+        let (limit, reserved) = (size(pool.process.mem_limit), size(pool.process.mem_reservation));
+        let sessions = pool.max_sessions.to_string();
+        [name.clone(), sessions, limit, reserved, pool.warm.to_string(), protocol(pool.protocol).to_owned(), models]
+    };
+    columns(
+        ["POOL", "SESSIONS", "LIMIT", "RESERVED", "WARM", "PROTOCOL", "MODELS"],
+        loaded.spec.pools.iter().map(row),
+        sums,
+    )
+}
+
+/// Rows with their sums in the third and fourth column.
+fn columns(header: [&str; 7], rows: impl Iterator<Item = [String; 7]>, sums: Sums) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
+    table.set_header(header);
+    for row in rows {
+        table.add_row(row);
     }
-    let (limits, reserved) = sums(loaded);
-    let total = ["all".to_owned(), String::new(), Human(limits).to_string(), Human(reserved).to_string()];
+    let total = ["all".to_owned(), String::new(), Human(sums.limits).to_string(), Human(sums.reserved).to_string()];
     table.add_row(total.into_iter().chain([String::new(), String::new(), String::new()]));
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, if index == 6 { 0 } else { 2 }));
@@ -154,17 +241,7 @@ fn table(loaded: &Loaded, here: Option<(&str, u64)>) -> String {
             column.set_constraint(ColumnConstraint::ContentWidth);
         }
     }
-    let mut text: String = table.lines().map(|line| line.trim_end().to_owned() + "\n").collect();
-    text.push('\n');
-    match here {
-        Some((of, total)) => {
-            let budget = loaded.spec.budget.bytes(total);
-            let left = Human(budget.saturating_sub(reserved));
-            text += &format!("budget: {} of the {} {of}; {left} not reserved\n", Human(budget), Human(total));
-        }
-        None => text += "budget: not known, for /proc/meminfo cannot be read\n",
-    }
-    text
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
 #[derive(Serialize)]
@@ -173,6 +250,8 @@ struct Report<'a> {
     ok: bool,
     budget: Option<Budget<'a>>,
     services: Vec<Service<'a>>,
+    pools: Vec<Pool<'a>>,
+    gateway: Option<Gateway>,
     total: Option<Total>,
     findings: Vec<Row<'a>>,
 }
@@ -204,6 +283,26 @@ struct Scale {
 }
 
 #[derive(Serialize)]
+struct Pool<'a> {
+    name: &'a str,
+    protocol: &'static str,
+    models: &'a [String],
+    max_sessions: u32,
+    warm: u32,
+    cpus: Option<f64>,
+    limit_bytes: Option<u64>,
+    reservation_bytes: Option<u64>,
+    file: Option<&'a str>,
+    line: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Gateway {
+    listen: String,
+    has_tokens: bool,
+}
+
+#[derive(Serialize)]
 struct Total {
     limit_bytes: u64,
     reservation_bytes: u64,
@@ -230,7 +329,8 @@ fn json(file: &Path, loaded: Option<&Loaded>, findings: &[Finding], here: Option
         strict: loaded.strict,
     });
     let total = loaded.map(|loaded| {
-        let (limit_bytes, reservation_bytes) = sums(loaded);
+        let sums = Sums::of_services(loaded).plus(Sums::of_pools(loaded));
+        let (limit_bytes, reservation_bytes) = (sums.limits, sums.reserved);
         let left_bytes = budget.as_ref().map(|budget| budget.limit_bytes.saturating_sub(reservation_bytes));
         Total { limit_bytes, reservation_bytes, left_bytes }
     });
@@ -238,6 +338,10 @@ fn json(file: &Path, loaded: Option<&Loaded>, findings: &[Finding], here: Option
         file: file.display().to_string(),
         ok: !findings.iter().any(|finding| finding.severity == Severity::Error),
         services: loaded.map(services).unwrap_or_default(),
+        pools: loaded.map(pools).unwrap_or_default(),
+        gateway: loaded
+            .and_then(|loaded| loaded.spec.gateway.as_ref())
+            .map(|gateway| Gateway { listen: gateway.listen.to_string(), has_tokens: gateway.token_file.is_some() }),
         findings: findings.iter().map(finding).collect(),
         budget,
         total,
@@ -259,6 +363,29 @@ fn services(loaded: &Loaded) -> Vec<Service<'_>> {
                 limit_bytes: service.mem_limit,
                 reservation_bytes: service.mem_reservation,
                 scale: service.scale.map(|scale| Scale { min: scale.min, max: scale.max }),
+                file: place.map(plimsoll_config::Place::file),
+                line: place.map(plimsoll_config::Place::line),
+            }
+        })
+        .collect()
+}
+
+fn pools(loaded: &Loaded) -> Vec<Pool<'_>> {
+    loaded
+        .spec
+        .pools
+        .iter()
+        .map(|(name, pool)| {
+            let place = loaded.place(name, None);
+            Pool {
+                name,
+                protocol: protocol(pool.protocol),
+                models: &pool.models,
+                max_sessions: pool.max_sessions,
+                warm: pool.warm,
+                cpus: pool.process.cpu_micros.map(cores),
+                limit_bytes: pool.process.mem_limit,
+                reservation_bytes: pool.process.mem_reservation,
                 file: place.map(plimsoll_config::Place::file),
                 line: place.map(plimsoll_config::Place::line),
             }
@@ -305,6 +432,27 @@ mod tests {
             }
         }
         assert!(table(&loaded("a"), None).contains("not known"));
+    }
+
+    #[test]
+    fn pools_in_a_table_of_their_own() {
+        let text = "budget: { memory: 4g }\npools:\n  bot: { command: x, protocol: jsonl, mem_limit: 400m, \
+                    mem_reservation: 100m, max_sessions: 4, warm: 2, models: [a, b] }\ngateway: { listen: 7071 }\n";
+        let loaded = plimsoll_config::parse(text, Path::new("/f.yaml"), |_| None, |_| Ok(String::new())).unwrap();
+        assert_eq!(
+            table(&loaded, Some(("here", 8 << 30))),
+            "POOL  SESSIONS    LIMIT  RESERVED  WARM  PROTOCOL  MODELS\n\
+             bot          4  400 MiB   100 MiB     2  jsonl     a, b\n\
+             all             2.3 GiB   200 MiB\n\n\
+             budget: 4 GiB of the 8 GiB here; 3.8 GiB not reserved\n\
+             gateway: 127.0.0.1:7071, without a token\n"
+        );
+        let text = json(Path::new("f.yaml"), Some(&loaded), &[], Some(("here", 8 << 30)));
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&value["pools"][0]["name"], &value["pools"][0]["max_sessions"]), (&"bot".into(), &4.into()));
+        assert_eq!((&value["pools"][0]["models"][1], &value["pools"][0]["line"]), (&"b".into(), &3.into()));
+        assert_eq!(value["total"]["limit_bytes"], 6 * 400 * (1u64 << 20));
+        assert_eq!(value["gateway"]["listen"], "127.0.0.1:7071");
     }
 
     #[test]
