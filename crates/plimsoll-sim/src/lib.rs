@@ -13,12 +13,14 @@
 //! | `machine` | trees that grow, crash, hang and die slowly; a kernel that kills by badness |
 //! | `makeup` | stacks, lives and commands from a seed |
 //! | `rules` | what has to hold after every step, in a model of its own |
+//! | `turns` | the same for pools: turns and sessions |
 //! | `world` | time, and what happens in it |
 
 mod machine;
 mod makeup;
 mod random;
 mod rules;
+mod turns;
 mod world;
 
 use std::fmt;
@@ -54,6 +56,8 @@ pub struct Report {
     pub evictions: u64,
     /// Kills by the modelled kernel.
     pub oom_kills: u64,
+    /// Turns that got a session.
+    pub turns: u64,
     /// Of all effects, in order: equal for equal runs.
     pub digest: u64,
 }

@@ -307,7 +307,7 @@ impl Machine {
                 let bytes_freed = tree.bytes(at);
                 let (peak_bytes, oom_kills) = (Some(tree.peak.max(bytes_freed)), tree.oom_kills);
                 self.trees.remove(instance);
-                let end = End { cause, code, signal, bytes_freed, peak_bytes, oom_kills };
+                let end = End { cause, code, signal, bytes_freed, peak_bytes, oom_kills, survivors: 0 };
                 happened.push(Happened::Exited(instance.clone(), end));
             }
             State::Running => {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use plimsoll_model::OnLimit;
+use plimsoll_model::pool::{Isolation, PoolSpec, Protocol, QueueSpec, Rehydrate, Reuse};
 use plimsoll_model::stack::{
     AlertSpec, Amount, Ask, BudgetSpec, Condition, Delivery, Gauge, HealthSpec, Priority, RestartPolicy, ScaleSpec,
     ServiceSpec, StackSpec, Threshold,
@@ -31,7 +32,9 @@ pub(crate) fn stack(random: &mut Random, total: u64) -> StackSpec {
         services.insert(name.clone(), spec);
         names.push(name);
     }
-    let mut spec = StackSpec { budget: budget(random), alerts: alerts(random, &names), services, ..StackSpec::default() };
+    let count = if random.one_in(2) { random.between(1, 2) } else { 0 };
+    let pools = (0..count).map(|n| (format!("pool{n}"), pool(random))).collect();
+    let mut spec = StackSpec { budget: budget(random), alerts: alerts(random, &names), services, pools, gateway: None };
     fit(&mut spec, total);
     spec
 }
@@ -124,6 +127,44 @@ fn service(random: &mut Random, name: &str, others: &[String], n: u64) -> Servic
     }
 }
 
+fn pool(random: &mut Random) -> PoolSpec {
+    let process = service(random, "pool", &[], 0);
+    let process = ServiceSpec {
+        restart: RestartPolicy::No,
+        healthcheck: None,
+        listen: None,
+        min_available: 0,
+        replicas: 1,
+        scale: None,
+        mem_reservation: None,
+        ..process
+    };
+    let limit = process.mem_limit.unwrap_or(64 * MIB);
+    PoolSpec {
+        process,
+        protocol: *random.of(&[Protocol::Claude, Protocol::Jsonl, Protocol::Exec]).unwrap_or(&Protocol::Jsonl),
+        models: Vec::new(),
+        reuse: if random.one_in(2) { Reuse::Any } else { Reuse::Session },
+        max_sessions: random.between(1, 5) as u32,
+        warm: random.between(0, 2) as u32,
+        idle_ttl: random.ms(500, 60_000),
+        max_turns: random.one_in(2).then(|| random.between(1, 5) as u32),
+        max_turns_jitter: random.between(0, 2) as u32,
+        max_context: random.one_in(3).then_some(80.0),
+        max_age: random.one_in(3).then(|| random.ms(5000, 100_000)),
+        recycle_above: random.one_in(2).then(|| limit / 100 * random.between(30, 90)),
+        start_timeout: random.ms(1000, 10_000),
+        first_byte_timeout: random.ms(1000, 10_000),
+        stall_timeout: random.ms(1000, 10_000),
+        turn_timeout: random.ms(5000, 30_000),
+        queue: QueueSpec { max: random.between(1, 10) as u32, timeout: random.ms(1000, 30_000) },
+        rehydrate: Rehydrate::Resume,
+        max_line: 1 << 20,
+        isolation: Isolation::None,
+        pass_environment: Vec::new(),
+    }
+}
+
 fn health(random: &mut Random) -> HealthSpec {
     HealthSpec {
         test: vec!["true".to_owned()],
@@ -183,6 +224,14 @@ pub(crate) fn edited(random: &mut Random, spec: &StackSpec, total: u64) -> Stack
                 spec.services.entry(new).or_insert(made);
             }
             2 => spec.budget = budget(random),
+            7 if random.one_in(2) => {
+                let name = format!("pool{}", random.between(0, 1));
+                match spec.pools.get_mut(&name) {
+                    Some(_) if random.one_in(4) => drop(spec.pools.remove(&name)),
+                    Some(pool) => pool.max_sessions = random.between(1, 5) as u32,
+                    None => drop(spec.pools.insert(name, pool(random))),
+                }
+            }
             kind => {
                 let health = health(random);
                 let Some(one) = spec.services.get_mut(name) else { continue };

@@ -7,13 +7,14 @@ use std::time::Duration;
 use plimsoll_core::stack::effect::Readiness;
 use plimsoll_core::stack::event::Reason;
 use plimsoll_core::stack::event::Waiting;
-use plimsoll_core::stack::input::{Command, End};
+use plimsoll_core::stack::input::{Command, End, Outcome};
 use plimsoll_core::stack::snapshot::{ServiceRow, State};
 use plimsoll_core::stack::{Answer, Effect, Event, Input, Instance, Name, Request, Snapshot, Stage};
 use plimsoll_model::Cause;
 use plimsoll_model::stack::{Condition, Priority, RestartPolicy, ServiceSpec, StackSpec};
 
 use crate::machine::{Machine, Sacrifice};
+use crate::turns::Turns;
 
 /// A rule that does not hold: which, and how.
 pub(crate) type Broken = (&'static str, String);
@@ -75,6 +76,8 @@ pub(crate) struct Rules {
     budget: u64,
     reserve: u64,
     is_overdrawn: bool,
+    /// The same for what is shown: what sessions claim is not known here to the byte.
+    is_shown_overdrawn: bool,
     stage: Stage,
     is_down: bool,
     is_finished: bool,
@@ -88,6 +91,7 @@ pub(crate) struct Rules {
     owed: Option<(Instance, Option<Duration>)>,
     /// An end that has to be told in this step.
     untold: Option<(Instance, Cause)>,
+    turns: Turns,
     spec: StackSpec,
 }
 
@@ -99,6 +103,7 @@ impl Rules {
             budget: spec.budget.bytes(total),
             reserve: spec.budget.reserve,
             is_overdrawn: false,
+            is_shown_overdrawn: false,
             stage: Stage::Normal,
             is_down: false,
             is_finished: false,
@@ -110,6 +115,7 @@ impl Rules {
             asked: BTreeSet::new(),
             owed: None,
             untold: None,
+            turns: Turns::default(),
             spec: spec.clone(),
         }
     }
@@ -140,6 +146,7 @@ impl Rules {
 
     /// Before a step.
     pub(crate) fn input(&mut self, now: Duration, input: &Input) {
+        self.turns.input(input);
         match input {
             Input::Load { request, spec } => {
                 self.asked.extend(*request);
@@ -170,6 +177,10 @@ impl Rules {
                 for sample in &measured.trees {
                     if let Some(tree) = self.trees.get_mut(&sample.instance) {
                         tree.usage = sample.memory_bytes;
+                        if self.turns.pool(&sample.instance.service).is_some() {
+                            // Idle it claims what it holds, and with a turn more again: at least so much.
+                            tree.claim = tree.claim.min(tree.usage);
+                        }
                     }
                 }
                 if self.owed.as_ref().is_some_and(|(_, ended)| ended.is_some_and(|ended| now > ended)) {
@@ -182,10 +193,22 @@ impl Rules {
                     self.asked.remove(request);
                 }
             }
-            Input::Remember(_)
+            // It is left to its end, of which nothing is said yet.
+            Input::Lost { instance, .. } | Input::TurnDone { instance, outcome: Outcome::Broken(_), .. } => {
+                if let Some(tree) = self.trees.get_mut(instance) {
+                    tree.is_leaving = true;
+                }
+            }
+            Input::TurnDone { .. }
+            | Input::Remember(_)
             | Input::Probed { .. }
             | Input::Drained { .. }
             | Input::Livelocked { .. }
+            | Input::Ask { .. }
+            | Input::Withdraw { .. }
+            | Input::Ready { .. }
+            | Input::Heard { .. }
+            | Input::CloseSession { .. }
             | Input::Tick => {}
         }
     }
@@ -195,6 +218,7 @@ impl Rules {
         self.budget = self.spec.budget.bytes(self.total);
         self.reserve = self.spec.budget.reserve;
         self.is_overdrawn |= self.budget < before;
+        self.is_shown_overdrawn |= self.budget < before;
     }
 
     fn load(&mut self, spec: &StackSpec) {
@@ -231,6 +255,10 @@ impl Rules {
                 self.trees.iter_mut().filter(|(i, _)| i.service == name).for_each(|(_, tree)| tree.is_excused = true);
             }
         }
+        self.turns.load(spec);
+        self.trees.iter_mut().filter(|(i, _)| self.turns.pool(&i.service).is_some()).for_each(|(_, tree)| {
+            tree.is_excused = true;
+        });
         self.spec = spec.clone();
         self.set_budget();
     }
@@ -363,6 +391,7 @@ impl Rules {
     }
 
     fn effect(&mut self, now: Duration, effect: &Effect) -> Result<(), Broken> {
+        self.turns.effect(effect)?;
         match effect {
             Effect::Start { instance, limits, .. } => self.start(now, instance, limits.memory.unwrap_or(u64::MAX)),
             Effect::Stop { instance, grace, .. } => {
@@ -436,7 +465,19 @@ impl Rules {
                 self.is_finished = true;
                 Ok(())
             }
-            Effect::Census | Effect::Deliver { .. } => Ok(()),
+            Effect::Hangup { instance, .. } => {
+                self.leave(instance)?;
+                let patience = self.turns.patience(instance);
+                let tree = self.tree(instance, "an end of input")?;
+                tree.kill_by = Some(now + patience);
+                Ok(())
+            }
+            Effect::Assign { .. }
+            | Effect::Deny { .. }
+            | Effect::Interrupt { .. }
+            | Effect::SessionGone { .. }
+            | Effect::Census
+            | Effect::Deliver { .. } => Ok(()),
         }
     }
 
@@ -503,13 +544,14 @@ impl Rules {
 
     /// A start: it is wanted, it may be, and there is room.
     fn start(&mut self, now: Duration, instance: &Instance, line: u64) -> Result<(), Broken> {
-        let (budget, is_down, stage) = (self.budget, self.is_down, self.stage);
+        let (budget, is_down) = (self.budget, self.is_down);
+        if self.turns.pool(&instance.service).is_some() && !is_down {
+            self.turns.start(instance)?;
+            return self.start_anything(instance, self.spec.pools[&*instance.service].process.priority);
+        }
         let Some(service) = self.services.get(&instance.service).filter(|service| service.is_wanted && !is_down) else {
             return Err(("wanted", format!("{instance} starts, and nobody wants it")));
         };
-        if instance.generation <= self.last_generation {
-            return Err(("owners", format!("{instance} starts with a used generation")));
-        }
         if service.spec.mem_limit.is_some_and(|limit| line != limit)
             || line == 0
             || line > budget.max(6 << 20) && service.spec.mem_limit.is_none()
@@ -535,7 +577,21 @@ impl Rules {
                 }
             }
         }
-        if stage >= Stage::Shed && service.spec.priority != Priority::Critical {
+        let priority = service.spec.priority;
+        self.start_anything(instance, priority)?;
+        if let Some(service) = self.services.get_mut(&instance.service) {
+            service.completed.remove(&instance.replica);
+        }
+        Ok(())
+    }
+
+    /// What holds for every start.
+    fn start_anything(&mut self, instance: &Instance, priority: Priority) -> Result<(), Broken> {
+        let (budget, stage) = (self.budget, self.stage);
+        if instance.generation <= self.last_generation {
+            return Err(("owners", format!("{instance} starts with a used generation")));
+        }
+        if stage >= Stage::Shed && priority != Priority::Critical {
             return Err(("admission", format!("{instance} starts while the budget is shedding")));
         }
         let claims = self.claims();
@@ -551,9 +607,6 @@ impl Rules {
             return Err(("starts", format!("{starting} starts at a time")));
         }
         self.last_generation = instance.generation;
-        if let Some(service) = self.services.get_mut(&instance.service) {
-            service.completed.remove(&instance.replica);
-        }
         Ok(())
     }
 
@@ -605,6 +658,11 @@ impl Rules {
         Ok(())
     }
 
+    fn priority(&self, of: &Name) -> Option<Priority> {
+        let service = self.services.get(of).map(|service| service.spec.priority);
+        service.or_else(|| self.turns.pool(of).map(|pool| pool.process.priority))
+    }
+
     fn evicted(&mut self, now: Duration, instance: &Instance) -> Result<(), Broken> {
         if let Some((first, _)) = self.owed.replace((instance.clone(), None)) {
             return Err((
@@ -612,7 +670,7 @@ impl Rules {
                 format!("{instance} goes before the bytes of {first} are accounted for"),
             ));
         }
-        let priority = |of: &Instance| self.services.get(&of.service).map(|service| service.spec.priority);
+        let priority = |of: &Instance| self.priority(&of.service);
         match priority(instance) {
             Some(Priority::BestEffort) => Ok(()),
             Some(Priority::Critical) | None => Err(("critical last", format!("{instance} is critical and is evicted"))),
@@ -637,7 +695,7 @@ impl Rules {
     /// Whom the kernel chose for others: with the scores that the core gave, no critical one before a best-effort one.
     /// But one that holds more than the whole budget, as when that became smaller.
     pub(crate) fn sacrificed(&self, Sacrifice { victim, bytes, others }: &Sacrifice) -> Result<(), Broken> {
-        let priority = |of: &Instance| self.services.get(&of.service).map(|service| service.spec.priority);
+        let priority = |of: &Instance| self.priority(&of.service);
         // A changed priority is in force from the next start on.
         let is_sure = |of: &Instance| self.trees.get(of).is_some_and(|tree| !tree.is_excused);
         if priority(victim) != Some(Priority::Critical) || !is_sure(victim) || *bytes >= self.budget {
@@ -650,14 +708,17 @@ impl Rules {
     }
 
     /// What is shown against what is.
-    pub(crate) fn snapshot(&self, snapshot: &Snapshot, machine: &Machine) -> Result<(), Broken> {
-        if snapshot.budget.admitted_bytes > snapshot.budget.limit_bytes && !self.is_overdrawn {
+    pub(crate) fn snapshot(&mut self, snapshot: &Snapshot, machine: &Machine) -> Result<(), Broken> {
+        if snapshot.budget.admitted_bytes <= snapshot.budget.limit_bytes {
+            self.is_shown_overdrawn = false;
+        } else if !self.is_shown_overdrawn {
             return Err(("budget", format!("{:?}", snapshot.budget)));
         }
         if snapshot.budget.limit_bytes != self.budget {
             return Err(("budget", format!("it is {}, and said to be {}", self.budget, snapshot.budget.limit_bytes)));
         }
-        let shown: Vec<i32> = snapshot.services.iter().filter_map(|row| row.pid).collect();
+        let sessions = snapshot.sessions.iter().filter_map(|row| row.pid);
+        let shown: Vec<i32> = snapshot.services.iter().filter_map(|row| row.pid).chain(sessions).collect();
         let mut there: Vec<i32> = self
             .trees
             .iter()
@@ -675,7 +736,10 @@ impl Rules {
 
     /// After a calm: whoever can run runs; the evicted after a long one.
     pub(crate) fn calm(&self, snapshot: &Snapshot, is_long: bool) -> Result<(), Broken> {
-        let held: u64 = snapshot.services.iter().map(|row| row.admitted_bytes.max(row.memory_bytes)).sum();
+        self.turns.calm()?;
+        let sessions = snapshot.sessions.iter().map(|row| row.admitted_bytes.max(row.memory_bytes));
+        let services = snapshot.services.iter().map(|row| row.admitted_bytes.max(row.memory_bytes));
+        let held: u64 = services.chain(sessions).sum();
         let free = self.budget.saturating_sub(held + self.guest_bytes());
         for (name, service) in &self.services {
             let rows = snapshot.services.iter().filter(|row| row.name == *name);

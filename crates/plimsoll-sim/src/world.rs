@@ -5,8 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use plimsoll_core::stack::input::{Command, Probe, Remembered};
-use plimsoll_core::stack::{Answer, Effect, Event, Input, Instance, Name, Request, Stack};
+use plimsoll_core::stack::input::{Command, Outcome, Probe, Remembered};
+use plimsoll_core::stack::{Answer, Effect, Event, Input, Instance, Name, Request, Stack, Turn};
 
 use plimsoll_model::stack::ServiceSpec;
 
@@ -61,6 +61,9 @@ pub(crate) struct World {
     planned: u64,
     next_operator: Duration,
     requests: u64,
+    turns: u64,
+    /// Turns that agents have.
+    running: BTreeMap<Instance, Turn>,
     /// Inputs at one instant so far.
     at_once: (Duration, u32),
     /// Instances that once were, for news of them that come late.
@@ -98,6 +101,8 @@ impl World {
             planned: 0,
             next_operator: now,
             requests: 0,
+            turns: 0,
+            running: BTreeMap::new(),
             at_once: (now, 0),
             former: VecDeque::new(),
             report: Report::default(),
@@ -177,11 +182,73 @@ impl World {
         self.part = Part::Calm;
         let budget = self.machine.budget;
         self.machine.heal(self.now, |instance| makeup::calm_life(&instance.service, budget / 100));
+        // Agents become ready, and answer.
+        let sessions: Vec<Instance> = self.machine.instances().filter(|one| self.is_session(one)).cloned().collect();
+        for instance in sessions {
+            self.plan(Duration::from_millis(20), Plan::Input(Input::Ready { instance: instance.clone() }));
+            if let Some(turn) = self.running.get(&instance).copied() {
+                self.answer(Duration::from_millis(50), instance, turn, Outcome::Answered);
+            }
+        }
         // Joins that wait are given up, and those that have room leave: they would take it for ever.
         for request in (1..=self.requests).map(Request) {
             self.step(Input::Left { request })?;
         }
         Ok(())
+    }
+
+    fn is_session(&self, instance: &Instance) -> bool {
+        self.rules.spec().pools.contains_key(&*instance.service)
+    }
+
+    /// An agent will have answered.
+    fn answer(&mut self, after: Duration, instance: Instance, turn: Turn, outcome: Outcome) {
+        let context_percent = self.random.one_in(3).then(|| self.random.between(0, 100) as f64);
+        self.plan(after, Plan::Input(Input::TurnDone { turn, instance, outcome, context_percent }));
+    }
+
+    /// An agent takes a turn; what becomes of it.
+    fn take_turn(&mut self, instance: Instance, turn: Turn) {
+        self.report.turns += 1;
+        self.running.insert(instance.clone(), turn);
+        if self.part != Part::Trouble {
+            return self.answer(Duration::from_millis(50), instance, turn, Outcome::Answered);
+        }
+        let first = self.random.ms(1, 4000);
+        let whole = first + self.random.ms(1, 6000);
+        match self.random.between(0, 9) {
+            // It hangs for ever, or in the middle.
+            0 => {}
+            1 => self.plan(first, Plan::Input(Input::Heard { instance })),
+            2 => self.answer(whole, instance, turn, Outcome::Broken("its output is closed".to_owned())),
+            _ => {
+                self.plan(first, Plan::Input(Input::Heard { instance: instance.clone() }));
+                self.answer(whole, instance, turn, Outcome::Answered);
+            }
+        }
+    }
+
+    /// Somebody wants something of a pool.
+    fn ask_a_pool(&mut self) -> Result<(), Broken> {
+        let names: Vec<Name> = self.rules.spec().pools.keys().map(|name| Name::from(name.as_str())).collect();
+        let Some(pool) = self.random.of(&names).cloned() else { return Ok(()) };
+        let key = Name::from(format!("key{}", self.random.between(0, 5)).as_str());
+        let input = match self.random.between(0, 9) {
+            0 if self.turns > 0 => Input::Withdraw { turn: Turn(self.random.between(1, self.turns)) },
+            1 => Input::CloseSession { pool: self.random.one_in(2).then_some(pool), key },
+            2 => {
+                let sessions: Vec<Instance> =
+                    self.machine.instances().filter(|one| self.is_session(one)).cloned().collect();
+                let Some(instance) = self.random.of(&sessions).cloned() else { return Ok(()) };
+                Input::Lost { instance, why: "its output is closed".to_owned() }
+            }
+            _ => {
+                self.turns += 1;
+                let key = self.random.percent(70).then_some(key);
+                Input::Ask { turn: Turn(self.turns), pool, key }
+            }
+        };
+        self.step(input)
     }
 
     fn request(&mut self) -> Request {
@@ -250,6 +317,11 @@ impl World {
             }
             Plan::Heard(Happened::Started(instance, pid)) => {
                 let port = Some(20_000 + (pid % 10_000) as u16);
+                let is_trouble = self.part == Part::Trouble;
+                if self.is_session(&instance) && !(is_trouble && self.random.one_in(10)) {
+                    let after = if is_trouble { self.random.ms(1, 3000) } else { Duration::from_millis(5) };
+                    self.plan(after, Plan::Input(Input::Ready { instance: instance.clone() }));
+                }
                 self.step(Input::Started { instance, pid, port })
             }
             Plan::Heard(Happened::StartFailed(instance)) => {
@@ -287,6 +359,11 @@ impl World {
 
     /// Somebody does something, or the surroundings change.
     fn operate(&mut self) -> Result<(), Broken> {
+        if !self.rules.spec().pools.is_empty() && self.random.percent(60) {
+            // Turns come thick and fast.
+            self.next_operator = self.now + self.random.ms(1, 1500);
+            return self.ask_a_pool();
+        }
         let names: Vec<Name> = self.rules.spec().services.keys().map(|name| Name::from(name.as_str())).collect();
         let Some(name) = self.random.of(&names).cloned() else { return Ok(()) };
         let command = match self.random.between(0, 15) {
@@ -365,7 +442,24 @@ impl World {
             Input::Load { spec, .. } => {
                 let lines: Vec<String> =
                     spec.services.iter().map(|(name, one)| format!("\n    {name}: {}", told(one))).collect();
-                format!("> Load {:?}{}", spec.budget, lines.concat())
+                let pools: Vec<String> = spec
+                    .pools
+                    .iter()
+                    .map(|(name, pool)| {
+                        format!(
+                            "\n    {name}: {} and {} warm, {:?} {:?} turns {:?} queue {:?} idle {:?}, {}",
+                            pool.max_sessions,
+                            pool.warm,
+                            pool.protocol,
+                            pool.reuse,
+                            pool.max_turns,
+                            pool.queue,
+                            pool.idle_ttl,
+                            told(&pool.process)
+                        )
+                    })
+                    .collect();
+                format!("> Load {:?}{}{}", spec.budget, lines.concat(), pools.concat())
             }
             other => format!("> {other:?}"),
         });
@@ -442,6 +536,18 @@ impl World {
                 let after = self.random.ms(100, 60_000);
                 self.plan(after, Plan::Input(Input::Left { request }));
             }
+            Effect::Assign { turn, instance, .. } => self.take_turn(instance, turn),
+            Effect::Interrupt { instance, .. } if !is_trouble || !self.random.one_in(4) => {
+                if let Some(turn) = self.running.get(&instance).copied() {
+                    let after = self.random.ms(1, 4000);
+                    self.answer(after, instance, turn, Outcome::Interrupted);
+                }
+            }
+            // Not every agent cares for the end of its input.
+            Effect::Hangup { instance, decision } if !is_trouble || !self.random.one_in(3) => {
+                self.machine.stop(now, &instance, &decision);
+            }
+            Effect::SessionGone { instance, .. } => drop(self.running.remove(&instance)),
             Effect::Emit(Event::Evicted { .. }) => self.report.evictions += 1,
             _ => {}
         }

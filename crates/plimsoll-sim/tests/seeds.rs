@@ -69,5 +69,6 @@ fn name_of(rule: Rule) -> &'static str {
         Rule::LateStart | Rule::Wakeup => "liveness",
         Rule::EndTold => "every end is told",
         Rule::Grace => "grace",
+        Rule::OneProcess => "sessions",
     }
 }

@@ -134,6 +134,8 @@ pub struct Waiter<K> {
     pub floor: u64,
     /// What it already has, bytes: a restart in place.
     pub held: u64,
+    /// Nobody needs it yet: it holds nobody back.
+    pub is_ahead: bool,
 }
 
 /// The room of the budget at one instant.
@@ -225,7 +227,7 @@ mod tests {
     }
 
     fn waiter(price: u64, floor: u64) -> Waiter<u32> {
-        Waiter { who: 1, priority: Priority::Normal, since: S(0), price, floor, held: 0 }
+        Waiter { who: 1, priority: Priority::Normal, since: S(0), price, floor, held: 0, is_ahead: false }
     }
 
     #[test]
@@ -321,7 +323,7 @@ mod tests {
         ) {
             let room = Room { unclaimed, free, host, is_closed: closed };
             let priority = if critical { Priority::Critical } else { Priority::Normal };
-            let waiter = Waiter { who: 1, priority, since: S(0), price, floor, held };
+            let waiter = Waiter { who: 1, priority, since: S(0), price, floor, held, is_ahead: false };
             if let Some(claim) = room.admit(S(waited), &waiter) {
                 prop_assert!(claim as i64 - held as i64 <= unclaimed.min(free).max(-(held as i64)));
                 prop_assert!(host.is_none_or(|host| claim <= host));

@@ -81,6 +81,11 @@ impl Stack {
                 self.supersede(&Goal::Off(name.clone()), effects);
                 self.start(&name);
                 if let Some(service) = self.services.get_mut(&name) {
+                    if service.is_pool {
+                        // Sessions go on until their turns are over.
+                        service.version += 1;
+                        return self.pending.push(Pending { request, goal: Goal::Up(name) });
+                    }
                     // What is already on its way out comes back anew anyhow.
                     for replica in service.replicas.values_mut() {
                         replica.renew = replica.run.as_ref().is_some_and(|run| run.ending.is_none());
@@ -130,6 +135,9 @@ impl Stack {
 
     fn scale(&mut self, request: Request, name: Name, replicas: u32, effects: &mut Vec<Effect>) {
         let Some(service) = self.services.get_mut(&name) else { return };
+        if service.is_pool {
+            return self.refuse(Some(request), Refusal::Pool(name), effects);
+        }
         let (least, most) = service.bounds();
         if !(least..=most).contains(&replicas) {
             let refusal = Refusal::Replicas { service: name, asked: replicas, least, most };
@@ -182,7 +190,7 @@ impl Stack {
         let free_bytes = self.budget.saturating_sub(self.claims());
         let stopping = self.services.values().flat_map(|s| s.replicas.values()).filter_map(|replica| {
             let until = match replica.run.as_ref()?.ending.as_ref()?.step {
-                Step::Draining(until) | Step::Stopping(until) | Step::Killed(_, until) => until,
+                Step::Draining(until) | Step::HungUp(until) | Step::Stopping(until) | Step::Killed(_, until) => until,
                 Step::Unborn(_) => return None,
             };
             Some((until.saturating_sub(self.now), replica.claim))

@@ -10,7 +10,7 @@ use plimsoll_model::{Limits, duration};
 
 use super::event::Event;
 use super::ladder::Stage;
-use super::name::{Instance, Name, Request};
+use super::name::{Instance, Name, Request, Turn};
 
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,6 +124,61 @@ pub enum Effect {
     },
     /// `down` is done: no process is left, and nothing will start any more.
     Finished,
+    /// A turn has its session: have the agent take it. Answer: `TurnDone`.
+    Assign {
+        /// Which turn.
+        turn: Turn,
+        /// Which session.
+        instance: Instance,
+        /// The process knows nothing of the turn's conversation.
+        fresh: bool,
+    },
+    /// A turn does not get a session.
+    Deny {
+        /// Which turn.
+        turn: Turn,
+        /// Why.
+        denial: Denial,
+    },
+    /// Tell an agent to stop its turn. `TurnDone` follows, or from here what does not wait for it.
+    Interrupt {
+        /// Which session.
+        instance: Instance,
+        /// Why, in words.
+        why: String,
+    },
+    /// Close a session's input, the gentlest way to ask it to end: `Stop` and `Kill` follow from here. The decision is for
+    /// the certificate.
+    Hangup {
+        /// Which session.
+        instance: Instance,
+        /// Why.
+        decision: Decision,
+    },
+    /// A session's tree is gone; whoever had a turn on it is told why.
+    SessionGone {
+        /// Which session.
+        instance: Instance,
+        /// Why, in words.
+        why: String,
+    },
+}
+
+/// Why a turn does not get a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denial {
+    /// There is no such pool (any more).
+    UnknownPool,
+    /// Everything is being stopped.
+    Stopping,
+    /// As many wait as may; when to come again.
+    Full(Duration),
+    /// It waited for as long as it may; when to come again.
+    Late(Duration),
+    /// Memory is short: no new conversation now; when to come again.
+    Short(Duration),
+    /// Starts have failed again and again; how far away the next trial is.
+    Circuit(Duration),
 }
 
 /// A replica behind a public address.
@@ -191,6 +246,9 @@ pub enum Refusal {
         /// At most.
         most: u32,
     },
+    /// A pool has no replicas to scale.
+    #[error("`{0}` is a pool: `max_sessions` and `warm` in the file say how many processes it has")]
+    Pool(Name),
     /// The budget has no room.
     #[error(
         "the budget has no room: {} are needed, {} are free; try again in {}",

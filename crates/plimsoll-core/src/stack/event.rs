@@ -61,6 +61,94 @@ pub enum Reason {
         /// The line, bytes.
         limit_bytes: u64,
     },
+    /// A session is replaced.
+    Recycled(Recycle),
+    /// A session had no turn for so long.
+    Idle {
+        /// Milliseconds.
+        idle_ms: u64,
+    },
+    /// A session that was for one request has had it.
+    Over,
+    /// Another session needs the place or the memory, and this one was idle for longest.
+    MadeRoom,
+}
+
+/// Why a session is replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "recycled_for", rename_all = "snake_case")]
+pub enum Recycle {
+    /// It has had as many turns as it may.
+    Turns {
+        /// How many.
+        turns: u32,
+    },
+    /// After a turn its tree held more than `recycle_above`.
+    Memory {
+        /// What it held, bytes.
+        held_bytes: u64,
+        /// `recycle_above`, bytes.
+        line_bytes: u64,
+    },
+    /// It is as old as it may become.
+    Age {
+        /// Milliseconds.
+        after_ms: u64,
+    },
+    /// So much of its model's context is used.
+    Context {
+        /// Per cent.
+        percent: u32,
+    },
+    /// Something took too long.
+    Watch {
+        /// What.
+        watch: Watch,
+        /// Milliseconds.
+        after_ms: u64,
+    },
+    /// Whoever asked has gone, and the turn was interrupted.
+    Cancelled,
+    /// Its agent ended, or spoke no sense.
+    Broken {
+        /// In words.
+        why: String,
+    },
+}
+
+/// What took too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Watch {
+    /// Its start.
+    Start,
+    /// The first byte of an answer.
+    FirstByte,
+    /// The next byte of an answer.
+    Stall,
+    /// A whole turn.
+    Turn,
+}
+
+impl fmt::Display for Recycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Turns { turns } => write!(f, "{turns} turns are as many as it may have"),
+            Self::Memory { held_bytes, line_bytes } => {
+                write!(f, "after its turn it held {}, and {} are the line", Size(*held_bytes), Size(*line_bytes))
+            }
+            Self::Age { after_ms } => write!(f, "it is {} old", ms(*after_ms)),
+            Self::Context { percent } => write!(f, "{percent} % of its context are used"),
+            Self::Watch { watch, after_ms } => match watch {
+                Watch::Start => write!(f, "it was not ready {} after its start", ms(*after_ms)),
+                Watch::FirstByte => write!(f, "nothing of an answer came within {}", ms(*after_ms)),
+                Watch::Stall => write!(f, "nothing more of its answer came within {}", ms(*after_ms)),
+                Watch::Turn => write!(f, "its turn was not over after {}", ms(*after_ms)),
+            },
+            Self::Cancelled => f.write_str("whoever asked has gone"),
+            Self::Broken { why } => f.write_str(why),
+        }
+    }
 }
 
 impl Reason {
@@ -68,7 +156,9 @@ impl Reason {
     #[must_use]
     pub fn decision(&self) -> Decision {
         match self {
-            Self::Evicted { .. } => Decision::Evicted(self.to_string()),
+            Self::Evicted { .. } | Self::MadeRoom => Decision::Evicted(self.to_string()),
+            Self::Recycled(_) => Decision::Recycled(self.to_string()),
+            &Self::Idle { idle_ms } => Decision::IdleTimeout(Duration::from_millis(idle_ms)),
             &Self::Livelocked { usage_bytes, limit_bytes } => {
                 Decision::MemoryLimit { usage: usage_bytes, limit: limit_bytes }
             }
@@ -98,6 +188,10 @@ impl fmt::Display for Reason {
             Self::Livelocked { usage_bytes, limit_bytes } => {
                 write!(f, "it sits at its line and gets nowhere: {} of {}", Size(*usage_bytes), Size(*limit_bytes))
             }
+            Self::Recycled(why) => why.fmt(f),
+            Self::Idle { idle_ms } => write!(f, "idle for {}", ms(*idle_ms)),
+            Self::Over => f.write_str("its one request is answered"),
+            Self::MadeRoom => f.write_str("it was idle for longest, and its place or memory is needed"),
         }
     }
 }
@@ -411,6 +505,34 @@ pub enum Event {
         /// In words: the measure and its value, or who asked.
         why: String,
     },
+    /// A turn takes too long, and its agent is told to stop.
+    Interrupted {
+        /// Which session.
+        #[serde(flatten)]
+        instance: Instance,
+        /// In words.
+        why: String,
+    },
+    /// A session is gone, proven: nothing of its tree is left.
+    SessionClosed {
+        /// Which.
+        #[serde(flatten)]
+        instance: Instance,
+        /// Its conversation, if it had one.
+        key: Option<Name>,
+        /// In words, with what went wrong if something did.
+        why: String,
+        /// It was replaced; else it is over.
+        is_recycled: bool,
+        /// That it has had.
+        turns: u32,
+        /// What the pool held with it, bytes,
+        before_bytes: u64,
+        /// and what it holds without it, bytes:
+        after_bytes: u64,
+        /// the difference, bytes.
+        freed_bytes: u64,
+    },
     /// An alert's condition has held for long enough.
     AlertFiring {
         /// The condition, as written.
@@ -472,7 +594,9 @@ impl Event {
             | Self::Evicted { instance, .. }
             | Self::Accounted { instance, .. }
             | Self::LargeProcess { instance, .. }
-            | Self::Throttled { instance, .. } => Some(instance),
+            | Self::Throttled { instance, .. }
+            | Self::Interrupted { instance, .. }
+            | Self::SessionClosed { instance, .. } => Some(instance),
             Self::Loaded { .. }
             | Self::BudgetStage { .. }
             | Self::NobodyToEvict { .. }
@@ -506,6 +630,7 @@ impl Event {
             | Self::Evicted { .. }
             | Self::Restarting { .. }
             | Self::StartFailed { .. }
+            | Self::Interrupted { .. }
             | Self::Refused { .. }
             | Self::TimeJumped { .. } => Severity::Warning,
             Self::Queued { waiting: Waiting::Dependency { is_over: true, .. }, .. } => Severity::Error,
@@ -535,6 +660,9 @@ impl Event {
             Self::Unhealthy { .. } => "plimsoll_unhealthy_total",
             Self::Livelocked { .. } => "plimsoll_livelocks_total",
             Self::Evicted { .. } => "plimsoll_evictions_total",
+            Self::Interrupted { .. } => "plimsoll_interrupts_total",
+            Self::SessionClosed { is_recycled: true, .. } => "plimsoll_sessions_recycled_total",
+            Self::SessionClosed { .. } => "plimsoll_sessions_closed_total",
             Self::AlertFiring { .. } => "plimsoll_alerts_fired_total",
             Self::Refused { .. } => "plimsoll_refusals_total",
             Self::Scaled { .. } => "plimsoll_scalings_total",
@@ -660,6 +788,20 @@ impl fmt::Display for Event {
             }
             Self::Throttled { .. } => f.write_str("is no longer slowed by its processor quota"),
             Self::Scaled { service, from, to, why } => write!(f, "{service} from {from} to {to} replicas: {why}"),
+            Self::Interrupted { why, .. } => write!(f, "its turn is interrupted: {why}"),
+            Self::SessionClosed { key, why, is_recycled, turns, before_bytes, after_bytes, freed_bytes, .. } => {
+                f.write_str(if *is_recycled { "session recycled" } else { "session closed" })?;
+                if let Some(key) = key {
+                    write!(f, " (key {key})")?;
+                }
+                write!(
+                    f,
+                    " after {turns} turns: {why}; the pool held {}, now {}, {} less, nothing is left of it",
+                    Size(*before_bytes),
+                    Size(*after_bytes),
+                    Size(*freed_bytes)
+                )
+            }
             Self::AlertFiring { alert, value, .. } => write!(f, "alert: {alert} (it is {})", reading(alert, *value)),
             Self::AlertResolved { alert, value, .. } => {
                 write!(f, "alert is over: {alert} (it is {})", reading(alert, *value))
@@ -686,7 +828,7 @@ fn reading(alert: &str, value: f64) -> String {
 }
 
 /// A cause as the log has it.
-fn ended_words(cause: Cause) -> &'static str {
+pub(super) fn ended_words(cause: Cause) -> &'static str {
     match cause {
         Cause::Exited => "exited",
         Cause::Failed => "failed",

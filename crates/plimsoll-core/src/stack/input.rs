@@ -6,7 +6,7 @@ use std::time::Duration;
 use plimsoll_model::Cause;
 use plimsoll_model::stack::StackSpec;
 
-use super::name::{Instance, Name, Request};
+use super::name::{Instance, Name, Request, Turn};
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,8 +83,68 @@ pub enum Input {
         /// Which: the number of its request.
         request: Request,
     },
+    /// A turn wants a session; answered by [`super::effect::Effect::Assign`] or [`super::effect::Effect::Deny`].
+    Ask {
+        /// Its number.
+        turn: Turn,
+        /// Of which pool.
+        pool: Name,
+        /// Of which conversation; `None` belongs to none.
+        key: Option<Name>,
+    },
+    /// Whoever asked for a turn has gone.
+    Withdraw {
+        /// Which turn.
+        turn: Turn,
+    },
+    /// An agent can take its first turn.
+    Ready {
+        /// Which session.
+        instance: Instance,
+    },
+    /// Something came from an agent within its turn.
+    Heard {
+        /// Which session.
+        instance: Instance,
+    },
+    /// A turn is over.
+    TurnDone {
+        /// Which turn.
+        turn: Turn,
+        /// On which session.
+        instance: Instance,
+        /// How.
+        outcome: Outcome,
+        /// How much of the model's context is used, per cent, where that is known.
+        context_percent: Option<f64>,
+    },
+    /// An agent without a turn has closed its output, or speaks no sense.
+    Lost {
+        /// Which session.
+        instance: Instance,
+        /// In words.
+        why: String,
+    },
+    /// Somebody wants a session closed.
+    CloseSession {
+        /// Of which pool; `None`: whichever has it.
+        pool: Option<Name>,
+        /// Its conversation.
+        key: Name,
+    },
     /// Time has passed: [`super::Stack::next_due`] is reached.
     Tick,
+}
+
+/// How a turn ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// In good order: the session can take another one.
+    Answered,
+    /// It was told to stop, and said that it did.
+    Interrupted,
+    /// The session is of no more use: why, in words.
+    Broken(String),
 }
 
 /// What somebody asks for.
@@ -126,6 +186,8 @@ pub struct End {
     pub peak_bytes: Option<u64>,
     /// Times that it lost somebody for memory, all of them.
     pub oom_kills: u64,
+    /// Processes of it that could not be killed; 0 but where a disk is dead.
+    pub survivors: u32,
 }
 
 /// What came of a probe.

@@ -14,6 +14,7 @@ use super::health::Turn;
 use super::input::{End, Probe};
 use super::ladder::Stage;
 use super::name::Instance;
+use super::pool::Phase;
 use super::replica::{How, Rest, Run, Step};
 use super::sabotage::Rule;
 use super::service::Service;
@@ -48,7 +49,13 @@ impl Stack {
             return;
         }
         service.has_started = true;
-        if spec.healthcheck.is_none() {
+        if let Some(pool) = &mut service.pool {
+            let until = now + pool.spec.start_timeout;
+            if let Some(session) = pool.sessions.get_mut(&instance.replica) {
+                session.phase = Phase::Starting(Some(until));
+            }
+        }
+        if spec.healthcheck.is_none() && !service.is_pool {
             effects.push(Effect::Emit(Event::Healthy { instance: instance.clone() }));
         }
     }
@@ -58,7 +65,11 @@ impl Stack {
         if is_known {
             effects.push(Effect::Emit(Event::StartFailed { instance: instance.clone(), why }));
             let (cause, code, signal) = (Cause::StartFailed, None, None);
-            self.exited(instance, End { cause, code, signal, bytes_freed: 0, peak_bytes: None, oom_kills: 0 }, effects);
+            self.exited(
+                instance,
+                End { cause, code, signal, bytes_freed: 0, peak_bytes: None, oom_kills: 0, survivors: 0 },
+                effects,
+            );
         }
     }
 
@@ -103,6 +114,7 @@ impl Stack {
         let is_going_down = self.is_going_down;
         let Some(service) = self.services.get_mut(&instance.service) else { return };
         let (policy, is_wanted) = (service.spec.restart, service.off.is_none() && !is_going_down);
+        let is_pool = service.is_pool;
         let Some(replica) = service.running(instance) else { return };
         let Some(run) = replica.run.take() else { return };
 
@@ -139,9 +151,11 @@ impl Stack {
         }
         let was_good = run.is_good || run.pid.is_some() && run.health.fine_for(now) >= GOOD_RUN;
         let is_success = reason.is_none() && end.cause == Cause::Exited;
-        let keeps_claim = !is_overdrawn && is_wanted && !replica.is_leaving;
+        // A session's process is not started again: another one is, when somebody needs it.
+        let is_leaving = replica.is_leaving || is_pool;
+        let keeps_claim = !is_overdrawn && is_wanted && !is_leaving;
         replica.rest = Rest::Idle;
-        if is_own_doing && is_wanted && !replica.is_leaving {
+        if is_own_doing && is_wanted && !is_leaving {
             let counted = match policy {
                 RestartPolicy::OnFailure(Some(most)) if one_more => RestartPolicy::OnFailure(Some(most + 1)),
                 other => other,
@@ -181,7 +195,7 @@ impl Stack {
                     }));
                 }
             }
-        } else if is_evicted && is_wanted && !replica.is_leaving {
+        } else if is_evicted && is_wanted && !is_leaving {
             if policy == RestartPolicy::No {
                 replica.rest = Rest::Failed;
                 effects.push(Effect::Emit(Event::Failed { instance: instance.clone(), attempts: 0, cause: end.cause }));
@@ -211,6 +225,9 @@ impl Stack {
         // A short life says little about how large its kind becomes, unless that was what ended it.
         if runtime >= GOOD_RUN || end.cause == Cause::MemoryLimit {
             service.learned.push(peak);
+        }
+        if is_pool {
+            self.session_gone(instance, run.ending.as_ref(), &end, run.memory, effects);
         }
     }
 
@@ -284,6 +301,9 @@ impl Stack {
         for service in self.services.values() {
             if service.spec.scale.is_some() && service.off.is_none() && service.has_started {
                 sooner(service.autoscale.next_due());
+            }
+            if let Some(pool) = service.pool.as_ref().filter(|_| service.off.is_none()) {
+                pool.next_due(&service.replicas).into_iter().filter(|&at| at > self.now).for_each(&mut sooner);
             }
             for replica in service.replicas.values() {
                 let Some(run) = &replica.run else {

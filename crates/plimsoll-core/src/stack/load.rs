@@ -13,7 +13,7 @@ use super::look::Pace;
 use super::name::{Instance, Name, Request};
 use super::replica::Rest;
 use super::service::{self, Service};
-use super::{CENSUS, Stack, depend};
+use super::{CENSUS, Stack, depend, turns};
 
 impl Stack {
     pub(super) fn remember(&mut self, all: Vec<Remembered>) {
@@ -38,15 +38,25 @@ impl Stack {
         self.budget_spec = spec.budget;
         let (mut added, mut restarted, mut adapted, mut removed) = (vec![], vec![], vec![], vec![]);
         for (name, service) in &mut self.services {
-            if !spec.services.contains_key(&**name) && !service.is_removed() {
+            let is_there =
+                if service.is_pool { spec.pools.contains_key(&**name) } else { spec.services.contains_key(&**name) };
+            if !is_there && !service.is_removed() {
                 service.off = Some(Reason::Removed);
                 removed.push(name.clone());
             }
         }
-        for (name, new) in &spec.services {
+        let pools = spec.pools.iter().map(|(name, pool)| (name, &pool.process, Some(pool)));
+        for (name, new, pool) in spec.services.iter().map(|(name, new)| (name, new, None)).chain(pools) {
             let name = Name::from(name.as_str());
-            let Some(service) = self.services.get_mut(&name) else {
-                let mut service = Service::new(name.clone(), Arc::new(new.clone()));
+            // What has become another kind of thing begins anew, once the old one is gone.
+            let Some(service) = self.services.get_mut(&name).filter(|service| service.is_pool == pool.is_some()) else {
+                if self.services.contains_key(&name) {
+                    continue;
+                }
+                let mut service = match pool {
+                    Some(pool) => Service::of_sessions(name.clone(), Arc::new(pool.clone())),
+                    None => Service::new(name.clone(), Arc::new(new.clone())),
+                };
                 self.remembered.remove(&name).into_iter().for_each(|known| recall(&mut service, known));
                 self.services.insert(name.clone(), service);
                 added.push(name);
@@ -61,17 +71,23 @@ impl Stack {
                 service.off = None;
                 service.has_started = false;
             }
+            let is_adapted = pool.is_some_and(|pool| turns::adapt(service, pool));
             if *service.spec == *new {
+                if is_adapted && added.last() != Some(&name) {
+                    adapted.push(name);
+                }
                 continue;
             }
             let old = std::mem::replace(&mut service.spec, Arc::new(new.clone()));
             let needs_restart = service::needs_restart(&old, new);
-            if old.replicas != new.replicas || old.scale != new.scale {
+            if pool.is_none() && old.replicas != new.replicas || old.scale != new.scale {
                 service.target = service::first_target(new);
                 service.autoscale.forget(self.now);
             }
             let (least, most) = service.bounds();
-            service.target = service.target.clamp(least, most);
+            if pool.is_none() {
+                service.target = service.target.clamp(least, most);
+            }
             service.version += u64::from(needs_restart);
             for (&number, replica) in &mut service.replicas {
                 // What failed as it was may do better as it is now.
@@ -91,10 +107,11 @@ impl Stack {
                 if needs_restart { &mut restarted } else { &mut adapted }.push(name);
             }
         }
+        self.has_pools = self.services.values().any(|service| service.is_pool);
         self.order = depend::order(self.services.iter().map(|(name, service)| (name, &*service.spec)));
         self.load_alerts(spec);
         self.reckon();
-        let services = spec.services.len() as u32;
+        let services = (spec.services.len() + spec.pools.len()) as u32;
         effects.push(Effect::Emit(Event::Loaded { services, budget_bytes: self.budget }));
         if let Some(request) = request {
             let answer = Answer::Loaded { added, restarted, adapted, removed };
@@ -115,8 +132,7 @@ impl Stack {
     pub(super) fn reckon(&mut self) {
         self.budget = self.budget_spec.bytes(self.total);
         let wanted = self.services.values().filter(|service| !service.is_removed());
-        self.shares =
-            Shares::new(self.budget, wanted.map(|service| (&*service.spec, service::first_target(&service.spec))));
+        self.shares = Shares::new(self.budget, wanted.map(|service| (&*service.spec, promised(service))));
         if self.claims() <= self.budget {
             return;
         }
@@ -126,6 +142,14 @@ impl Stack {
                 replica.claim = 0;
             }
         }
+    }
+}
+
+/// Processes of a service that the file promises room to.
+fn promised(service: &Service) -> u32 {
+    match &service.pool {
+        Some(pool) => pool.spec.warm,
+        None => service::first_target(&service.spec),
     }
 }
 

@@ -11,10 +11,11 @@
 //! | `input`, `effect`, `event`, `snapshot`, `name` | the words spoken with the outside |
 //! | `backoff`, `health`, `ladder`, `cpu`, `reclaim`, `look` | one replica: restarts, probes, its line, its processor, when to look |
 //! | `admission`, `victim`, `depend`, `autoscale`, `alerts` | all of them: who may start, who has to go, in which order, how many, who is told |
-//! | `replica`, `service` | what is kept of each |
+//! | `replica`, `service`, `pool` | what is kept of each |
 //! | `started` | whether it has come up |
 //! | `remember` | what is kept beyond the supervisor's life |
 //! | `load`, `commands`, `life`, `pressure`, `settle` | the steps: what a file changes, what was asked, starts and ends, measures, and what follows |
+//! | `turns` | sessions: who gets which, what takes too long, when one is replaced or closed |
 //!
 //! A step takes the input into the state, does what is due by time, and then *settles*: it compares what is wanted with what
 //! is, and asks for the difference. So whatever is interrupted, refused or overtaken is asked for again by itself.
@@ -35,6 +36,7 @@ mod life;
 mod load;
 pub mod look;
 pub mod name;
+mod pool;
 mod pressure;
 pub mod reclaim;
 pub mod remember;
@@ -46,6 +48,7 @@ pub mod snapshot;
 mod started;
 #[cfg(test)]
 mod tests;
+mod turns;
 pub mod victim;
 
 use std::collections::BTreeMap;
@@ -57,7 +60,7 @@ pub use effect::{Answer, Effect, Refusal};
 pub use event::Event;
 pub use input::{Command, Input};
 pub use ladder::Stage;
-pub use name::{Instance, Name, Request};
+pub use name::{Instance, Name, Request, Turn};
 pub use snapshot::Snapshot;
 
 use admission::Shares;
@@ -112,6 +115,7 @@ pub struct Stack {
     is_told_nobody: bool,
     next_census: Duration,
     is_loaded: bool,
+    has_pools: bool,
     has_started: bool,
     is_going_down: bool,
     is_finished: bool,
@@ -147,6 +151,7 @@ impl Stack {
             is_told_nobody: false,
             next_census: CENSUS,
             is_loaded: false,
+            has_pools: false,
             has_started: false,
             is_going_down: false,
             is_finished: false,
@@ -177,6 +182,17 @@ impl Stack {
             Input::Drained { instance } => self.drained(&instance, effects),
             Input::Livelocked { instance, usage, limit } => self.livelocked(&instance, usage, limit, effects),
             Input::Left { request } => self.left(request),
+            Input::Ask { turn, pool, key } => self.ask(turn, &pool, key, effects),
+            Input::Withdraw { turn } => self.withdraw(turn, effects),
+            Input::Ready { instance } => self.ready(&instance, effects),
+            Input::Heard { instance } => self.heard(&instance),
+            Input::TurnDone { turn, instance, outcome, context_percent } => {
+                self.turn_done(turn, &instance, outcome, context_percent, effects);
+            }
+            Input::Lost { instance, why } => self.lost(&instance, why),
+            Input::CloseSession { pool, key } => {
+                self.close_session(pool.as_ref(), &key, effects);
+            }
             Input::Tick => {}
         }
         self.pass_time(effects);
@@ -215,6 +231,7 @@ impl Stack {
     fn jump(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         self.now = now;
         let Some(late) = self.due.map(|due| now.saturating_sub(due)).filter(|&late| late >= JUMP) else { return };
+        self.services.values_mut().filter_map(|service| service.pool.as_mut()).for_each(|pool| pool.shift(late));
         for run in self.services.values_mut().flat_map(|s| s.replicas.values_mut()).filter_map(|r| r.run.as_mut()) {
             run.health.shift(late);
             if let Some(ending) = &mut run.ending {

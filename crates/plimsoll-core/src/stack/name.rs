@@ -54,6 +54,10 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
+/// A turn that was asked for; the asker's number, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Turn(pub u64);
+
 /// One process tree. Every start has a generation of its own, so that what is told late about an earlier one is
 /// recognised.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -71,6 +71,10 @@ impl Stack {
                 forecast_ms: self.forecast(),
             }));
         }
+        if self.has_pools {
+            self.lower_claims();
+            self.recycle_the_large(effects);
+        }
         self.relieve(effects);
         self.evict(effects);
     }

@@ -38,6 +38,8 @@ pub(super) enum Step {
     Unborn(How),
     /// It gets no new requests; it is stopped then at the latest.
     Draining(Duration),
+    /// Its input is closed; it is asked by signal then.
+    HungUp(Duration),
     /// It was asked to end; it is killed then.
     Stopping(Duration),
     /// It was killed first at, and is killed again at.
@@ -91,6 +93,10 @@ pub(super) struct Run {
     pub(super) ask_again: Duration,
     /// It was fine for long enough to begin a new row of restarts.
     pub(super) is_good: bool,
+    /// A session that has a turn,
+    pub(super) has_turn: bool,
+    /// or has had one.
+    pub(super) had_turn: bool,
 }
 
 impl Run {
@@ -115,6 +121,8 @@ impl Run {
             told: Stage::Normal,
             ask_again: Duration::ZERO,
             is_good: false,
+            has_turn: false,
+            had_turn: false,
         }
     }
 
@@ -277,6 +285,7 @@ impl Step {
         match self {
             Self::Unborn(how) => Self::Unborn(how),
             Self::Draining(until) => Self::Draining(until + by),
+            Self::HungUp(until) => Self::HungUp(until + by),
             Self::Stopping(until) => Self::Stopping(until + by),
             Self::Killed(first, again) => Self::Killed(first, again + by),
         }
@@ -286,7 +295,7 @@ impl Step {
     pub(super) fn next_due(self) -> Option<Duration> {
         match self {
             Self::Unborn(_) => None,
-            Self::Draining(until) | Self::Stopping(until) | Self::Killed(_, until) => Some(until),
+            Self::Draining(until) | Self::HungUp(until) | Self::Stopping(until) | Self::Killed(_, until) => Some(until),
         }
     }
 }

@@ -28,11 +28,13 @@ pub enum Rule {
     Grace,
     /// Who waits for room is looked at again when room comes back.
     Wakeup,
+    /// A conversation's new process waits until nothing is left of the old one.
+    OneProcess,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Budget,
         Self::Receipt,
         Self::CriticalLast,
@@ -45,6 +47,7 @@ impl Rule {
         Self::EndTold,
         Self::Grace,
         Self::Wakeup,
+        Self::OneProcess,
     ];
 }
 

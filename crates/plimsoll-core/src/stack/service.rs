@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plimsoll_model::OnLimit;
+use plimsoll_model::pool::PoolSpec;
 use plimsoll_model::spec::Limits;
 use plimsoll_model::stack::{Priority, ServiceSpec};
 
@@ -15,6 +16,7 @@ use super::effect::{Backend, Effect, Readiness};
 use super::event::{Event, Reason};
 use super::ladder::Stage;
 use super::name::{Instance, Name};
+use super::pool::Pool;
 use super::replica::{Ending, How, Replica, Rest, Step};
 
 /// No service has more replicas.
@@ -45,6 +47,10 @@ pub(super) struct Service {
     pub(super) routed: Option<(std::net::SocketAddr, Vec<Backend>)>,
     /// From the journal, for the first replica.
     pub(super) remembered: (u64, u64),
+    /// Its replicas are sessions,
+    pub(super) is_pool: bool,
+    /// and this is the rest of what is kept of them.
+    pub(super) pool: Option<Box<Pool>>,
 }
 
 impl Service {
@@ -63,7 +69,15 @@ impl Service {
             autoscale: Autoscale::default(),
             routed: None,
             remembered: (0, 0),
+            is_pool: false,
+            pool: None,
         }
+    }
+
+    /// A pool, without a session yet.
+    pub(super) fn of_sessions(name: Name, spec: Arc<PoolSpec>) -> Self {
+        let process = Arc::new(spec.process.clone());
+        Self { target: 0, is_pool: true, pool: Some(Box::new(Pool::new(spec))), ..Self::new(name, process) }
     }
 
     /// It is in no file any more, and goes with its last run.
@@ -164,7 +178,7 @@ impl Service {
 
     /// Begins to end a run, or makes an ending more urgent.
     pub(super) fn end_run(&mut self, now: Duration, number: u32, reason: Reason, how: How, effects: &mut Vec<Effect>) {
-        let is_routed = self.spec.listen.is_some();
+        let (is_routed, is_pool) = (self.spec.listen.is_some(), self.is_pool);
         let (grace, signal) = (self.spec.stop_grace_period, self.spec.stop_signal);
         let name = self.name.clone();
         let Some(replica) = self.replicas.get_mut(&number) else { return };
@@ -174,7 +188,10 @@ impl Service {
             // Its first reason stands; what is under way is only hurried.
             match (ending.step, how) {
                 (Step::Unborn(_), How::Kill) => ending.step = Step::Unborn(How::Kill),
-                (Step::Draining(_) | Step::Stopping(_), How::Kill) => kill(now, &instance, ending, effects),
+                (Step::Draining(_) | Step::HungUp(_) | Step::Stopping(_), How::Kill) => {
+                    kill(now, &instance, ending, effects);
+                }
+                (Step::Draining(_), How::Stop(grace)) if is_pool => hang_up(now, &instance, ending, grace, effects),
                 (Step::Draining(_), How::Stop(grace)) => stop(now, &instance, ending, grace, signal, effects),
                 _ => {}
             }
@@ -185,6 +202,10 @@ impl Service {
         if is_born {
             match how {
                 How::Kill => kill(now, &instance, &mut ending, effects),
+                // Its turn is waited for.
+                How::Drain if is_pool && run.has_turn => ending.step = Step::Draining(now + grace),
+                How::Drain if is_pool => hang_up(now, &instance, &mut ending, grace, effects),
+                How::Stop(grace) if is_pool => hang_up(now, &instance, &mut ending, grace, effects),
                 How::Stop(grace) => stop(now, &instance, &mut ending, grace, signal, effects),
                 How::Drain if is_routed && run.health.is_fine() => {
                     ending.step = Step::Draining(now + grace);
@@ -198,13 +219,16 @@ impl Service {
 
     /// Goes on with an ending: its start came to something, its requests are done, or its time is over.
     pub(super) fn go_on_ending(&mut self, now: Duration, number: u32, effects: &mut Vec<Effect>) {
-        let (grace, signal) = (self.spec.stop_grace_period, self.spec.stop_signal);
+        let (grace, signal, is_pool) = (self.spec.stop_grace_period, self.spec.stop_signal, self.is_pool);
         let name = self.name.clone();
         let Some(replica) = self.replicas.get_mut(&number) else { return };
         let instance = Instance { service: name, replica: number, generation: replica.generation };
         let Some(ending) = replica.run.as_mut().and_then(|run| run.ending.as_mut()) else { return };
         match ending.step {
             Step::Unborn(How::Kill) | Step::Stopping(_) => kill(now, &instance, ending, effects),
+            Step::Unborn(How::Stop(grace)) if is_pool => hang_up(now, &instance, ending, grace, effects),
+            Step::Unborn(How::Drain) | Step::Draining(_) if is_pool => hang_up(now, &instance, ending, grace, effects),
+            Step::HungUp(_) => stop(now, &instance, ending, grace, signal, effects),
             Step::Unborn(How::Stop(grace)) => stop(now, &instance, ending, grace, signal, effects),
             Step::Unborn(How::Drain) | Step::Draining(_) => stop(now, &instance, ending, grace, signal, effects),
             Step::Killed(first, _) => {
@@ -231,6 +255,15 @@ impl Service {
         };
         self.replicas.iter().filter_map(backend).collect()
     }
+}
+
+/// The gentlest way: end of input means finish and exit.
+fn hang_up(now: Duration, instance: &Instance, ending: &mut Ending, grace: Duration, effects: &mut Vec<Effect>) {
+    if grace.is_zero() {
+        return kill(now, instance, ending, effects);
+    }
+    ending.step = Step::HungUp(now + grace);
+    effects.push(Effect::Hangup { instance: instance.clone(), decision: ending.reason.decision() });
 }
 
 fn kill(now: Duration, instance: &Instance, ending: &mut Ending, effects: &mut Vec<Effect>) {

@@ -24,11 +24,16 @@ enum Who {
 
 impl Stack {
     pub(super) fn settle(&mut self, effects: &mut Vec<Effect>) {
+        // Before a pool that is not wanted goes, whoever waits for it is told.
+        self.settle_pools(effects);
         self.stop_unwanted(effects);
         let (now, ignores_min) = (self.now, self.breaks(Rule::MinAvailable));
         let order = std::mem::take(&mut self.order);
         for name in &order {
-            let Some(service) = self.services.get_mut(name).filter(|service| service.off.is_none()) else { continue };
+            let Some(service) = self.services.get_mut(name) else { continue };
+            if service.off.is_some() || service.is_pool {
+                continue;
+            }
             keep_count(now, service, effects);
             if roll(now, service, ignores_min, effects) {
                 keep_count(now, service, effects);
@@ -36,6 +41,7 @@ impl Stack {
         }
         self.order = order;
         self.admit(effects);
+        self.make_room(effects);
         self.route(effects);
         if self.is_going_down && !self.is_finished && self.services.values().all(|service| !service.has_runs()) {
             self.is_finished = true;
@@ -117,7 +123,7 @@ impl Stack {
             }
             let admitted = if self.breaks(Rule::Budget) { Some(waiter.price) } else { room.admit(self.now, &waiter) };
             let Some(claim) = admitted else {
-                if admission::holds_back(self.now, waiter.since) {
+                if admission::holds_back(self.now, waiter.since) && !waiter.is_ahead {
                     held_back = Some(waiter.priority);
                 }
                 self.keep_waiting(&waiter.who, room_wanted(&waiter, &room), effects);
@@ -163,15 +169,17 @@ impl Stack {
                     // It went because there was too little; it comes back when there is enough.
                     blocked.push((who, Waiting::Room { needed_bytes: price, free_bytes: 0 }));
                 } else {
-                    let priority = service.spec.priority;
-                    waiters.push(Waiter { who, priority, since, price, floor, held: replica.claim });
+                    let is_ahead = service.pool.as_ref().is_some_and(|pool| pool.is_ahead(number));
+                    let priority = if is_ahead { Priority::BestEffort } else { service.spec.priority };
+                    waiters.push(Waiter { who, priority, since, price, floor, held: replica.claim, is_ahead });
                 }
             }
         }
         for (&request, guest) in self.guests.iter().filter(|(_, guest)| !guest.is_admitted) {
             let who = Who::Guest(request);
             let (since, bytes) = (guest.since, guest.bytes);
-            waiters.push(Waiter { who, priority: Priority::Normal, since, price: bytes, floor: bytes, held: 0 });
+            let priority = Priority::Normal;
+            waiters.push(Waiter { who, priority, since, price: bytes, floor: bytes, held: 0, is_ahead: false });
         }
         for (who, waiting) in blocked {
             self.keep_waiting(&who, waiting, effects);
@@ -180,11 +188,11 @@ impl Stack {
     }
 
     /// The learned peak of a service's kind, runs that go on included.
-    fn learned(&self, service: &Service) -> Option<u64> {
-        /// A run so long counts for its kind.
+    pub(super) fn learned(&self, service: &Service) -> Option<u64> {
+        /// A run so long counts for its kind, and a session that has had a turn.
         const SETTLED: Duration = Duration::from_secs(60);
         let runs = service.replicas.values().filter_map(|replica| replica.run.as_ref());
-        let settled = runs.filter(|run| self.now.saturating_sub(run.since) >= SETTLED);
+        let settled = runs.filter(|run| run.had_turn || self.now.saturating_sub(run.since) >= SETTLED);
         service.learned.price(settled.map(|run| run.history.peak_bytes()).max())
     }
 
@@ -201,7 +209,7 @@ impl Stack {
         })
     }
 
-    fn room(&self) -> Room {
+    pub(super) fn room(&self) -> Room {
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let replicas = || self.services.values().flat_map(|service| service.replicas.values());
         let claims = self.claims();

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Stack;
 use super::backoff::Backoff;
-use super::event::Waiting;
+use super::event::{Reason, Waiting};
 use super::ladder::Stage;
 use super::name::Name;
-use super::replica::{Replica, Rest};
+use super::pool::{Owner, Phase, Pool, Session};
+use super::replica::{Ending, Replica, Rest};
 use super::service::Service;
 
 /// The whole stack at one instant.
@@ -22,6 +23,12 @@ pub struct Snapshot {
     pub budget: BudgetRow,
     /// One row a replica, by service and replica. A service without replicas has none.
     pub services: Vec<ServiceRow>,
+    /// One row a pool.
+    #[serde(default)]
+    pub pools: Vec<PoolRow>,
+    /// One row a session of any pool.
+    #[serde(default)]
+    pub sessions: Vec<SessionRow>,
     /// Alerts that fire, as they were written.
     pub alerts: Vec<String>,
 }
@@ -172,6 +179,123 @@ pub struct ScaleRow {
     pub max: u32,
 }
 
+/// One pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRow {
+    /// Its name.
+    pub name: Name,
+    /// Sessions that have, or had last, a conversation or request.
+    pub sessions: u32,
+    /// Processes that are ready and nobody's yet.
+    pub warm: u32,
+    /// Sessions that have a turn.
+    pub busy: u32,
+    /// Processes that are not ready yet.
+    pub starting: u32,
+    /// Turns that wait for a session.
+    pub queued: u32,
+    /// Processes of all its trees.
+    pub processes: u32,
+    /// What all its trees hold, bytes.
+    pub memory_bytes: u64,
+    /// The line of one session, bytes.
+    pub limit_bytes: Option<u64>,
+    /// Sessions at most.
+    pub max_sessions: u32,
+    /// Turns that are over.
+    pub turns: u64,
+    /// Turns that got no session.
+    pub refused: u64,
+    /// Sessions that were replaced.
+    pub recycled: u64,
+    /// Sessions that ended otherwise.
+    pub closed: u64,
+    /// Open: starts have failed again and again, and whoever needs one is told so at once.
+    pub circuit: Switch,
+    /// Failed starts in a row.
+    pub failed_starts: u32,
+    /// Milliseconds until a start is tried again; null when none has failed.
+    pub retry_ms: Option<u64>,
+    /// Processes that could not be killed.
+    pub survivors: u64,
+}
+
+/// Whether a circuit lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Switch {
+    /// It does.
+    Closed,
+    /// It does not.
+    Open,
+}
+
+/// One session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// Its pool.
+    pub pool: Name,
+    /// Its number in the pool.
+    pub replica: u32,
+    /// Its conversation, if it has one.
+    pub key: Option<Name>,
+    /// What it is doing.
+    pub state: SessionState,
+    /// Of its root; null before its start.
+    pub pid: Option<i32>,
+    /// What its tree holds, bytes.
+    pub memory_bytes: u64,
+    /// Its line, bytes.
+    pub limit_bytes: Option<u64>,
+    /// What is promised to it, bytes.
+    pub admitted_bytes: u64,
+    /// Processes of its tree.
+    pub processes: u32,
+    /// Turns that it has had.
+    pub turns: u32,
+    /// How much of its model's context is used, per cent, where that is known.
+    pub context_percent: Option<f64>,
+    /// Milliseconds since its start.
+    pub age_ms: Option<u64>,
+    /// Milliseconds since its last turn, or since it was ready.
+    pub idle_ms: Option<u64>,
+    /// Milliseconds since its turn began.
+    pub turn_ms: Option<u64>,
+}
+
+/// What a session is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionState {
+    /// It cannot take a turn yet.
+    Starting,
+    /// It can, and is nobody's yet.
+    Warm,
+    /// It has a turn.
+    Busy,
+    /// It has none.
+    Idle,
+    /// It is being replaced.
+    Recycling,
+    /// It is being ended.
+    Closing,
+}
+
+impl SessionState {
+    /// The word used in JSON and tables.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Warm => "warm",
+            Self::Busy => "busy",
+            Self::Idle => "idle",
+            Self::Recycling => "recycling",
+            Self::Closing => "closing",
+        }
+    }
+}
+
 impl Stack {
     /// What an operator sees at `now`.
     #[must_use]
@@ -179,7 +303,7 @@ impl Stack {
         let waiting = self.services.values().flat_map(|service| service.replicas.values());
         let queued = waiting.filter(|r| r.run.is_none() && matches!(r.waiting, Some(Waiting::Room { .. }))).count()
             + self.guests.values().filter(|guest| !guest.is_admitted).count();
-        let rows = self.services.values().flat_map(|service| {
+        let rows = self.services.values().filter(|service| !service.is_pool).flat_map(|service| {
             let scale = ScaleRow {
                 current: service.available(),
                 target: if service.off.is_some() { 0 } else { service.target },
@@ -188,6 +312,7 @@ impl Stack {
             };
             service.replicas.iter().map(move |(&number, replica)| self.row(now, service, number, replica, scale))
         });
+        let pools = || self.services.values().filter_map(|service| Some((service, service.pool.as_ref()?)));
         Snapshot {
             host: HostRow {
                 load_1m: self.host.load_1m,
@@ -204,6 +329,8 @@ impl Stack {
                 queued: queued as u32,
             },
             services: rows.collect(),
+            pools: pools().map(|(service, pool)| pool_row(now, service, pool)).collect(),
+            sessions: pools().flat_map(|(service, pool)| session_rows(now, service, pool)).collect(),
             alerts: self
                 .alerts
                 .iter()
@@ -245,4 +372,67 @@ impl Stack {
             scale,
         }
     }
+}
+
+fn pool_row(now: Duration, service: &Service, pool: &Pool) -> PoolRow {
+    let runs = || service.replicas.values().filter_map(|replica| replica.run.as_ref());
+    let count = |is: fn(&Session) -> bool| pool.sessions.values().filter(|session| is(session)).count() as u32;
+    PoolRow {
+        name: service.name.clone(),
+        sessions: count(|session| session.owner != Owner::None),
+        warm: count(Session::is_warm),
+        busy: count(|session| session.running().is_some()),
+        starting: count(|session| matches!(session.phase, Phase::Starting(_))),
+        queued: pool.queue.len() as u32,
+        processes: runs().map(|run| run.processes).sum(),
+        memory_bytes: runs().map(|run| run.memory).sum(),
+        limit_bytes: service.spec.mem_limit,
+        max_sessions: pool.spec.max_sessions,
+        turns: pool.counts.turns,
+        refused: pool.counts.refused,
+        recycled: pool.counts.recycled,
+        closed: pool.counts.closed,
+        circuit: if pool.circuit.is_open() { Switch::Open } else { Switch::Closed },
+        failed_starts: pool.circuit.failures,
+        retry_ms: (pool.circuit.failures > 0).then(|| pool.circuit.until.saturating_sub(now).as_millis() as u64),
+        survivors: pool.counts.survivors,
+    }
+}
+
+fn session_rows(now: Duration, service: &Service, pool: &Pool) -> Vec<SessionRow> {
+    let row = |(&number, session): (&u32, &Session)| {
+        let run = service.replicas.get(&number).and_then(|replica| replica.run.as_deref());
+        let state = match (&session.phase, run.and_then(|run| run.ending.as_ref())) {
+            (_, Some(Ending { reason: Reason::Recycled(_), .. })) => SessionState::Recycling,
+            (_, Some(_)) => SessionState::Closing,
+            (Phase::Starting(_), None) => SessionState::Starting,
+            (Phase::Busy(_), None) => SessionState::Busy,
+            (Phase::Idle(_), None) if session.owner == Owner::None => SessionState::Warm,
+            (Phase::Idle(_), None) => SessionState::Idle,
+        };
+        let since = |at: Duration| now.saturating_sub(at).as_millis() as u64;
+        SessionRow {
+            pool: service.name.clone(),
+            replica: number,
+            key: match &session.owner {
+                Owner::Key(key) => Some(key.clone()),
+                _ => None,
+            },
+            state,
+            pid: run.and_then(|run| run.pid),
+            memory_bytes: run.map_or(0, |run| run.memory),
+            limit_bytes: run.map(|run| run.line),
+            admitted_bytes: service.replicas.get(&number).map_or(0, |replica| replica.claim),
+            processes: run.map_or(0, |run| run.processes),
+            turns: session.turns,
+            context_percent: session.context_percent,
+            age_ms: run.map(|run| since(run.since)),
+            idle_ms: match session.phase {
+                Phase::Idle(at) => Some(since(at)),
+                _ => None,
+            },
+            turn_ms: session.running().map(|running| since(running.since)),
+        }
+    };
+    pool.sessions.iter().map(row).collect()
 }

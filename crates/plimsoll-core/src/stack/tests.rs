@@ -145,7 +145,7 @@ impl Bench {
 
     fn exit(&mut self, instance: &Instance, cause: Cause) {
         let code = (cause == Cause::Exited).then_some(0);
-        let end = End { cause, code, signal: None, bytes_freed: MIB, peak_bytes: None, oom_kills: 0 };
+        let end = End { cause, code, signal: None, bytes_freed: MIB, peak_bytes: None, oom_kills: 0, survivors: 0 };
         self.step(Input::Exited { instance: instance.clone(), end });
     }
 
@@ -455,8 +455,15 @@ fn a_kill_for_memory_is_counted_once() {
     };
     let trees = vec![tree];
     bench.step(Input::Sampled(Measured { trees, budget_used_bytes: None, host: HostSample::default() }));
-    let end =
-        End { cause: Cause::MemoryLimit, code: None, signal: Some(9), bytes_freed: 1, peak_bytes: None, oom_kills: 3 };
+    let end = End {
+        cause: Cause::MemoryLimit,
+        code: None,
+        signal: Some(9),
+        bytes_freed: 1,
+        peak_bytes: None,
+        oom_kills: 3,
+        survivors: 0,
+    };
     bench.step(Input::Exited { instance: one, end });
     let row = bench.stack.snapshot(bench.now).services.remove(0);
     assert_eq!(row.oom_kills, 3, "two of these were seen before its end");

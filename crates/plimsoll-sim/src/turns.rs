@@ -1,0 +1,189 @@
+//! What has to hold of pools: every turn gets one answer, in its conversation's order, on a process that nobody else's
+//! conversation has seen; and there are never more processes than allowed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use plimsoll_core::stack::{Effect, Input, Instance, Name, Turn};
+use plimsoll_model::pool::{PoolSpec, Reuse};
+use plimsoll_model::stack::StackSpec;
+
+use crate::rules::Broken;
+
+#[derive(Debug)]
+struct Session {
+    is_ready: bool,
+    is_leaving: bool,
+    /// Whose it is: `None` nobody's yet, `Some(None)` a request's without a conversation.
+    owner: Option<Option<Name>>,
+    turn: Option<Turn>,
+    turns: u32,
+    most_turns: Option<u32>,
+    /// From an end of input to a kill, the wait for a turn included.
+    patience: Duration,
+}
+
+#[derive(Debug)]
+struct Asked {
+    pool: Name,
+    key: Option<Name>,
+}
+
+/// Pools, as they were told of.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    pools: BTreeMap<Name, PoolSpec>,
+    sessions: BTreeMap<Instance, Session>,
+    /// Turns that wait, in the order in which they came.
+    waiting: BTreeMap<Turn, Asked>,
+}
+
+impl Turns {
+    pub(crate) fn load(&mut self, spec: &StackSpec) {
+        for session in self.sessions.values_mut() {
+            // It goes on under what it was started with.
+            session.most_turns = None;
+        }
+        self.pools = spec.pools.iter().map(|(name, pool)| (Name::from(name.as_str()), pool.clone())).collect();
+    }
+
+    /// A pool that is in the file.
+    pub(crate) fn pool(&self, name: &Name) -> Option<&PoolSpec> {
+        self.pools.get(name)
+    }
+
+    pub(crate) fn input(&mut self, input: &Input) {
+        match input {
+            Input::Ask { turn, pool, key } => {
+                self.waiting.insert(*turn, Asked { pool: pool.clone(), key: key.clone() });
+            }
+            Input::Withdraw { turn } => {
+                self.waiting.remove(turn);
+            }
+            Input::Ready { instance } => {
+                if let Some(session) = self.sessions.get_mut(instance) {
+                    session.is_ready = true;
+                }
+            }
+            Input::TurnDone { turn, instance, .. } => {
+                if let Some(session) = self.sessions.get_mut(instance)
+                    && session.turn == Some(*turn)
+                {
+                    session.turn = None;
+                    session.turns += 1;
+                }
+            }
+            Input::StartFailed { instance, .. } | Input::Exited { instance, .. } => {
+                self.sessions.remove(instance);
+            }
+            _ => {}
+        }
+    }
+
+    /// A start of a pool's process.
+    pub(crate) fn start(&mut self, instance: &Instance) -> Result<(), Broken> {
+        let Some(pool) = self.pools.get(&instance.service) else {
+            return Err(("wanted", format!("{instance} starts, and there is no such pool")));
+        };
+        let there = self.sessions.keys().filter(|other| other.service == instance.service).count();
+        let most = (pool.max_sessions + pool.warm) as usize;
+        if there >= most {
+            return Err(("sessions", format!("{instance} is one more than {most}")));
+        }
+        let session = Session {
+            is_ready: false,
+            is_leaving: false,
+            owner: None,
+            turn: None,
+            turns: 0,
+            most_turns: pool.max_turns,
+            patience: pool.process.stop_grace_period * 3,
+        };
+        self.sessions.insert(instance.clone(), session);
+        Ok(())
+    }
+
+    pub(crate) fn effect(&mut self, effect: &Effect) -> Result<(), Broken> {
+        match effect {
+            Effect::Assign { turn, instance, fresh } => self.assign(*turn, instance, *fresh),
+            Effect::Deny { turn, denial } => match self.waiting.remove(turn) {
+                Some(_) => Ok(()),
+                None => Err(("turns", format!("{turn:?} is denied ({denial:?}), and does not wait"))),
+            },
+            Effect::Interrupt { instance, .. } => match self.sessions.get(instance) {
+                Some(session) if session.turn.is_some() => Ok(()),
+                _ => Err(("turns", format!("{instance} is interrupted and has no turn"))),
+            },
+            Effect::Hangup { instance, .. } | Effect::Stop { instance, .. } | Effect::Kill { instance, .. } => {
+                if let Some(session) = self.sessions.get_mut(instance) {
+                    session.is_leaving = true;
+                }
+                Ok(())
+            }
+            Effect::SessionGone { instance, .. } if self.sessions.contains_key(instance) => {
+                Err(("sessions", format!("{instance} is said to be gone, and is there")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn assign(&mut self, turn: Turn, instance: &Instance, fresh: bool) -> Result<(), Broken> {
+        let Some(asked) = self.waiting.remove(&turn) else {
+            return Err(("turns", format!("{turn:?} is assigned, and does not wait")));
+        };
+        if asked.pool != instance.service {
+            return Err(("turns", format!("{turn:?} is for {}, and {instance} gets it", asked.pool)));
+        }
+        if asked.key.is_some()
+            && let Some((earlier, _)) = self
+                .waiting
+                .iter()
+                .find(|(other, one)| **other < turn && one.pool == asked.pool && one.key == asked.key)
+        {
+            return Err(("order", format!("{turn:?} of {:?} comes before {earlier:?}", asked.key)));
+        }
+        let same = self.sessions.iter().find(|(other, session)| {
+            *other != instance
+                && other.service == instance.service
+                && asked.key.is_some()
+                && session.owner.as_ref() == Some(&asked.key)
+        });
+        if let Some((other, _)) = same {
+            return Err(("one process", format!("{:?} has {other} and gets {instance}", asked.key)));
+        }
+        let reuse = self.pools.get(&asked.pool).map(|pool| pool.reuse);
+        let Some(session) = self.sessions.get_mut(instance) else {
+            return Err(("turns", format!("{turn:?} gets {instance}, which is not there")));
+        };
+        if !session.is_ready || session.is_leaving || session.turn.is_some() {
+            return Err(("turns", format!("{turn:?} gets {instance}: {session:?}")));
+        }
+        if let Some(owner) = &session.owner
+            && (*owner != asked.key || asked.key.is_none() && reuse != Some(Reuse::Any))
+        {
+            return Err(("strangers", format!("{instance} has had {owner:?} and gets {:?}", asked.key)));
+        }
+        if !fresh && session.owner.is_none() {
+            return Err(("turns", format!("{instance} is said to know {:?}, and is new", asked.key)));
+        }
+        if session.most_turns.is_some_and(|most| session.turns >= most) {
+            return Err(("max_turns", format!("{instance} has had {} turns and gets another", session.turns)));
+        }
+        session.owner = Some(asked.key);
+        session.turn = Some(turn);
+        Ok(())
+    }
+
+    /// A session that is to be ended has so long until it is killed: end of input, signal, and its turn before.
+    pub(crate) fn patience(&self, instance: &Instance) -> Duration {
+        self.sessions.get(instance).map_or(Duration::ZERO, |session| session.patience)
+    }
+
+    /// After a calm nobody waits any more.
+    pub(crate) fn calm(&self) -> Result<(), Broken> {
+        match self.waiting.iter().next() {
+            Some((turn, asked)) => Err(("liveness", format!("{turn:?} still waits: {asked:?}"))),
+            None => Ok(()),
+        }
+    }
+}
