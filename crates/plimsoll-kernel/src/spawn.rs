@@ -165,6 +165,8 @@ pub struct Launch<'a> {
     pub lock: Option<BorrowedFd<'a>>,
     /// Added to its badness.
     pub oom_score_adj: Option<i16>,
+    /// The user and group that it becomes, without further groups; `None` stays who we are. Needs root.
+    pub user: Option<u32>,
     /// Its place in job control.
     pub job: Job,
     /// The signal mask that it gets.
@@ -209,6 +211,8 @@ pub enum Step {
     Stdio = 5,
     /// The program itself.
     Exec = 6,
+    /// User and group.
+    User = 7,
 }
 
 impl std::fmt::Display for Step {
@@ -220,6 +224,7 @@ impl std::fmt::Display for Step {
             Self::Workdir => "cannot change to the working directory",
             Self::Stdio => "cannot set up stdin, stdout or stderr",
             Self::Exec => "cannot execute",
+            Self::User => "cannot become the session's user",
         })
     }
 }
@@ -299,6 +304,7 @@ impl Launch<'_> {
             3 => Step::Job,
             4 => Step::Workdir,
             5 => Step::Stdio,
+            7 => Step::User,
             _ => Step::Exec,
         };
         if step == Step::Exec
@@ -460,6 +466,16 @@ impl Child<'_, '_> {
                 };
                 if done < 0 {
                     return Step::Stdio;
+                }
+            }
+            if let Some(user) = self.launch.user {
+                let is_done = libc::setgroups(0, std::ptr::null()) == 0
+                    && libc::setresgid(user, user, user) == 0
+                    && libc::setresuid(user, user, user) == 0
+                    // Another user has no such signal set any more.
+                    && libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0;
+                if !is_done {
+                    return Step::User;
                 }
             }
             // Rust's start-up ignores SIGPIPE; what else was ignored when we were started (nohup) stays ignored.

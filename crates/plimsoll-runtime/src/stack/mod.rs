@@ -11,6 +11,7 @@ mod kept;
 mod notify;
 mod output;
 mod replica;
+mod seat;
 mod supervisor;
 
 use std::path::PathBuf;

@@ -25,6 +25,7 @@ use plimsoll_model::stack::ServiceSpec;
 use plimsoll_model::{Cause, Certificate, Evidence, Limits, Member, OnLimit, RunId, Sample};
 
 use super::kept::{self, Kept};
+use super::seat::Seat;
 use crate::certify::{Facts, certify};
 use crate::front::host_oom_kills;
 use crate::keeper::TAG;
@@ -53,6 +54,10 @@ pub(super) struct Replica {
     pub(super) port: Option<u16>,
     /// Its output; `None` when it has closed it.
     pub(super) output: Option<OwnedFd>,
+    /// A session's standard input and output, until they are handed on.
+    pub(super) pipes: Option<(OwnedFd, OwnedFd)>,
+    /// Where a session lives.
+    pub(super) seat: Option<Seat>,
     /// Tells of kills in its group.
     pub(super) oom_events: Option<OwnedFd>,
     pub(super) on_limit: OnLimit,
@@ -175,13 +180,14 @@ pub(super) fn with_port(text: &str, port: Option<u16>) -> String {
     port.map_or_else(|| text.to_owned(), |port| text.replace("${PORT}", &port.to_string()))
 }
 
-/// The environment of a replica, or of what runs for it.
+/// The environment of a replica, or of what runs for it: what is `around`, and over it what is its own.
 pub(super) fn environment(
     spec: &ServiceSpec,
     tag: &str,
     instance: &Instance,
     port: Option<u16>,
     more: &[(&str, String)],
+    around: Vec<(OsString, OsString)>,
 ) -> Vec<(OsString, OsString)> {
     let mut own: Vec<(OsString, OsString)> =
         spec.environment.iter().map(|(key, value)| (key.into(), with_port(value, port).into())).collect();
@@ -198,8 +204,8 @@ pub(super) fn environment(
     set("PLIMSOLL_REPLICA", instance.replica.to_string());
     more.iter().for_each(|(key, value)| set(key, value.clone()));
     set(TAG, tag.to_owned());
-    let mut all: Vec<_> =
-        super::notify::inherited().filter(|(key, _)| !own.iter().any(|(ours, _)| ours == key)).collect();
+    let mut all = around;
+    all.retain(|(key, _)| !own.iter().any(|(ours, _)| ours == key));
     all.append(&mut own);
     all
 }
@@ -216,6 +222,7 @@ impl Replica {
         limits: Limits,
         port: Option<u16>,
         stage_file: &Path,
+        seat: Option<Seat>,
     ) -> Result<Self, Box<NotStarted>> {
         let started_at = clock::wall();
         let mut random = [0; 4];
@@ -231,12 +238,14 @@ impl Replica {
         let boundary = Boundary::make(ground.found, id.as_str(), &limits, spec.on_limit)
             .map_err(|error| not_started(Step { why: error.to_string(), errno: None }))?;
         let report = matches!(boundary, Boundary::Watchdog).then(|| ground.reports.join(format!("{id}.json")));
-        let started = Self::launch(ground, &boundary, &instance, spec, &limits, port, stage_file, report.as_deref());
-        let (child, output) = match started {
+        let started =
+            Self::launch(ground, &boundary, &instance, spec, &limits, port, stage_file, report.as_deref(), seat.as_ref());
+        let (child, output, pipes) = match started {
             Ok(started) => started,
             Err(step) => {
                 teardown::kill_until_empty(&boundary.directories(), || {});
                 let _ = boundary.remove();
+                seat.iter().for_each(Seat::remove);
                 return Err(not_started(step));
             }
         };
@@ -263,6 +272,8 @@ impl Replica {
             kept,
             port,
             output: Some(output),
+            pipes,
+            seat,
             limits,
             started: Instant::now(),
             started_at,
@@ -290,16 +301,35 @@ impl Replica {
         port: Option<u16>,
         stage_file: &Path,
         report: Option<&Path>,
-    ) -> Result<(i32, OwnedFd), Step> {
+        seat: Option<&Seat>,
+    ) -> Result<(i32, OwnedFd, Option<(OwnedFd, OwnedFd)>), Step> {
         let pipe = || {
             let (output, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(&output, true)?;
             Ok::<_, rustix::io::Errno>((output, theirs))
         };
-        let (output, theirs) =
-            pipe().map_err(|error| Step { why: format!("no pipe for its output: {error}"), errno: None })?;
-        let mut command: Vec<OsString> = spec.command.iter().map(|word| with_port(word, port).into()).collect();
-        let mut env = environment(spec, ground.tag, instance, port, &[]);
+        let no_pipe = |error| Step { why: format!("no pipe for its output: {error}"), errno: None };
+        let (output, theirs) = pipe().map_err(no_pipe)?;
+        // A session's input and output are spoken over; what it has to say to people comes on its standard error.
+        let spoken = match seat {
+            Some(_) => {
+                let (stdin, ours) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(no_pipe)?;
+                rustix::io::ioctl_fionbio(&ours, true).map_err(no_pipe)?;
+                let (answers, stdout) = pipe().map_err(no_pipe)?;
+                Some(((stdin, stdout), (ours, answers)))
+            }
+            None => None,
+        };
+        let word = |word: &String| match seat {
+            Some(seat) => seat.word(word, &spec.working_dir),
+            None => with_port(word, port).into(),
+        };
+        let mut command: Vec<OsString> = spec.command.iter().map(word).collect();
+        let mut env = match seat {
+            Some(seat) => environment(spec, ground.tag, instance, port, &[], seat.environment()),
+            None => environment(spec, ground.tag, instance, port, &[], super::notify::inherited().collect()),
+        };
+        let workdir = seat.and_then(Seat::workdir).unwrap_or_else(|| spec.working_dir.clone());
         if let Some(report) = report {
             command = kept::command(&command, &instance.service, limits, spec.on_limit, report);
             // The run has a tag of its own, and ends its tree itself when it has lost us.
@@ -310,12 +340,16 @@ impl Replica {
         let launch = Launch {
             command: &command,
             env,
-            workdir: Some(&spec.working_dir),
-            stdio: [Some(ground.null), Some(theirs.as_fd()), Some(theirs.as_fd())],
+            workdir: Some(&workdir),
+            stdio: match &spoken {
+                Some(((stdin, stdout), _)) => [Some(stdin.as_fd()), Some(stdout.as_fd()), Some(theirs.as_fd())],
+                None => [Some(ground.null), Some(theirs.as_fd()), Some(theirs.as_fd())],
+            },
             join,
             into,
             lock: Some(ground.lock),
             oom_score_adj: if report.is_some() { None } else { limits.oom_score_adj },
+            user: seat.and_then(|seat| seat.user),
             job: Job::Own,
             mask: ground.mask,
         };
@@ -325,7 +359,7 @@ impl Replica {
             }
             other => Step { why: other.to_string(), errno: None },
         })?;
-        Ok((pid, output))
+        Ok((pid, output, spoken.map(|(_, ours)| ours)))
     }
 
     /// What it holds and has used, and whether it gets anywhere; `None` when the kernel does not tell (any more).

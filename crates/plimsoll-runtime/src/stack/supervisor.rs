@@ -10,9 +10,10 @@ mod answers;
 mod errands;
 mod exposition;
 mod metrics;
+mod serving;
 mod standing;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use plimsoll_core::stack::effect::{Backend, Readiness};
 use plimsoll_core::stack::input::{End, HostSample, Measured};
 use plimsoll_core::stack::{Command, Effect, Event, Input, Instance, Name, Request, Stack};
 use plimsoll_gateway::control::{Answer as Text, Door, Question, Reply, Stream};
+use plimsoll_gateway::desk::{Plea, Session, Verdict};
 use plimsoll_gateway::{Gateway, Limits as PortLimits, State, Told};
 use plimsoll_kernel::boundary::Boundary;
 use plimsoll_kernel::cgroup::{Found, teardown};
@@ -52,6 +54,9 @@ use standing::Standing;
 
 /// Questions that wait for the loop; more are told that nobody answers.
 const QUESTIONS: usize = 64;
+
+/// What agents and their turns have to tell; one more is told again a moment later.
+const PLEAS: usize = 4096;
 
 /// Bytes read of a replica's output at a time, and by far the most that waits in memory.
 const CHUNK: usize = 64 << 10;
@@ -122,7 +127,14 @@ pub(super) struct Supervisor<'o> {
     journal: Journal,
     logs: Logs,
     gateway: Gateway,
+    /// Asks the loop, from the room's thread.
+    ask: Asker,
+    /// Sessions by their generation.
+    sessions: BTreeMap<u64, Instance>,
+    /// Users that sessions have.
+    users: BTreeSet<u32>,
     words: Receiver<Word>,
+    pleas: Receiver<Plea>,
     replies: BTreeMap<u64, Reply>,
     /// Rooms of others' runs in our budget: each is held until its stream is closed.
     leases: BTreeMap<u64, Stream>,
@@ -151,9 +163,14 @@ struct Outside {
     epoll: OwnedFd,
     logs: Logs,
     gateway: Gateway,
+    ask: Asker,
     words: Receiver<Word>,
+    pleas: Receiver<Plea>,
     webhooks: SyncSender<(String, String)>,
 }
+
+/// Hands a question to the loop.
+type Asker = Arc<dyn Fn(Question, Reply) + Send + Sync>;
 
 /// A tree that was killed and is not proven gone.
 struct Dying {
@@ -217,7 +234,7 @@ impl<'o> Supervisor<'o> {
             Err(error) => return Err(undo(registration, error.to_string())),
         };
         let rest = Self::descriptors(options, door);
-        let Outside { null, epoll, logs, gateway, words, webhooks } = match rest {
+        let Outside { null, epoll, logs, gateway, ask, words, pleas, webhooks } = match rest {
             Ok(rest) => rest,
             Err(why) => {
                 let _ = budget.remove();
@@ -230,6 +247,7 @@ impl<'o> Supervisor<'o> {
         // Of a supervisor that was killed: nobody reads them any more.
         let _ = std::fs::remove_dir_all(&reports);
         let _ = std::fs::remove_dir_all(options.runtime_dir.join("stages"));
+        let _ = std::fs::remove_dir_all(options.runtime_dir.join("sessions"));
         if let Err(error) = std::fs::create_dir_all(&reports) {
             let _ = budget.remove();
             return Err(undo(registration, format!("{}: {error}", reports.display())));
@@ -261,7 +279,11 @@ impl<'o> Supervisor<'o> {
             journal,
             logs,
             gateway,
+            ask,
+            sessions: BTreeMap::new(),
+            users: BTreeSet::new(),
             words,
+            pleas,
             replies: BTreeMap::new(),
             leases: BTreeMap::new(),
             next_request: 1,
@@ -301,10 +323,19 @@ impl<'o> Supervisor<'o> {
         let (say_failed, bell_failed) = (say.clone(), bell.clone());
         let webhooks = errands::webhooks(move |why| ring(&say_failed, &bell_failed, Word::Undelivered(why)))
             .map_err(|error| error.to_string())?;
-        let gateway = Gateway::start(move |told| ring(&say_told, &bell_told, Word::Told(told)))
+        let (plead, pleas) = sync_channel::<Plea>(PLEAS);
+        let bell_plead = bell.clone();
+        let plead = move |plea: Plea| {
+            let sent = plead.try_send(plea).is_ok();
+            let _ = rustix::io::write(&*bell_plead, &1u64.to_ne_bytes());
+            sent
+        };
+        let gateway = Gateway::start(move |told| ring(&say_told, &bell_told, Word::Told(told)), plead)
             .map_err(|error| error.to_string())?;
-        gateway.serve(door, move |question, reply| ring(&say, &bell, Word::Asked(question, reply)));
-        Ok(Outside { null: null.into(), epoll, logs, gateway, words, webhooks })
+        let ask: Asker = Arc::new(move |question, reply| ring(&say, &bell, Word::Asked(question, reply)));
+        let asked = ask.clone();
+        gateway.serve(door, move |question, reply| asked(question, reply));
+        Ok(Outside { null: null.into(), epoll, logs, gateway, ask, words, pleas, webhooks })
     }
 
     fn now(&self) -> Duration {
@@ -330,8 +361,10 @@ impl<'o> Supervisor<'o> {
         let remembered = self.journal.remembered();
         self.input(Input::Remember(remembered));
         self.listen_for_shortage();
+        self.tell_pools();
         self.input(Input::Load { request: None, spec });
         self.perform();
+        self.open_gateway();
         self.tell_how_it_stands();
         while !(self.finished && self.replicas.is_empty() && self.dying.is_empty() && self.empties.is_empty()) {
             self.wait(signals, guard);
@@ -387,6 +420,9 @@ impl<'o> Supervisor<'o> {
                 BELL => {
                     while let Ok(word) = self.words.try_recv() {
                         self.answer_word(word);
+                    }
+                    while let Ok(plea) = self.pleas.try_recv() {
+                        self.plea(plea);
                     }
                 }
                 SHORTAGE => self.memory_is_short(),
@@ -542,6 +578,10 @@ impl<'o> Supervisor<'o> {
         self.roots.remove(&replica.child());
         self.forget_errands(&instance);
         self.sums.bury(&replica);
+        if let Some(seat) = &replica.seat {
+            seat.remove();
+            seat.user.iter().for_each(|user| drop(self.users.remove(user)));
+        }
         let Some(ended) = replica.finish() else { return };
         let certificate = &ended.certificate;
         self.sums.add_survivors(u64::from(certificate.tree.survivors));
@@ -552,6 +592,7 @@ impl<'o> Supervisor<'o> {
             bytes_freed: ended.bytes_freed,
             peak_bytes: Some(certificate.memory.peak_bytes),
             oom_kills: ended.oom_kills,
+            survivors: certificate.tree.survivors,
         };
         // Before the end is told: a supervisor that is killed in between leaves no end without its certificate.
         let stored = inbox::append(&self.options.state_dir, certificate);
@@ -702,6 +743,10 @@ impl Supervisor<'_> {
             Effect::Probe { instance, probe, spec, timeout } => self.probe(instance, probe, &spec, timeout),
             Effect::Look { instances } => self.look(&instances),
             Effect::Stage { instance, stage, scale } => {
+                if self.sessions.contains_key(&instance.generation) {
+                    let session = Session(instance.generation);
+                    self.gateway.tell(Verdict::Stage { session, stage: stage.as_str(), scale });
+                }
                 let dir = self.stages();
                 let _ = std::fs::create_dir_all(&dir);
                 let file = dir.join(stage_file(&instance));
@@ -731,6 +776,21 @@ impl Supervisor<'_> {
             Effect::Deliver { delivery, event } => self.deliver(delivery, &event),
             Effect::Answer { request, answer } => self.answer(request, &answer),
             Effect::Finished => self.finished = true,
+            Effect::Assign { turn, instance, fresh } => {
+                let (turn, session) = (plimsoll_gateway::desk::Turn(turn.0), Session(instance.generation));
+                self.gateway.tell(Verdict::Assign { turn, session, fresh });
+            }
+            Effect::Deny { turn, denial } => self.say_denied(turn, denial),
+            Effect::Interrupt { instance, why } => {
+                self.gateway.tell(Verdict::Interrupt { session: Session(instance.generation), why });
+            }
+            Effect::Hangup { instance, decision } => {
+                if let Some(replica) = self.replicas.get_mut(&instance) {
+                    replica.decide(decision);
+                }
+                self.gateway.tell(Verdict::Hangup { session: Session(instance.generation) });
+            }
+            Effect::SessionGone { instance, why } => self.session_gone(&instance, why),
         }
     }
 
@@ -752,14 +812,22 @@ impl Supervisor<'_> {
         }
     }
 
-    fn start(&mut self, instance: Instance, spec: &ServiceSpec, limits: Limits, wants_port: bool) {
+    fn start(&mut self, instance: Instance, spec: &Arc<ServiceSpec>, limits: Limits, wants_port: bool) {
         self.give_back = Some(Instant::now().after(AT_REST));
         let port = if wants_port { free_port() } else { None };
         let stage_file = self.stages().join(stage_file(&instance));
-        let started = Replica::start(&self.ground(), instance.clone(), spec, limits, port, &stage_file);
-        let replica = match started {
+        let seat = match self.seat(&instance) {
+            Ok(seat) => seat,
+            Err(why) => return self.input(Input::StartFailed { instance, why }),
+        };
+        let pool = self.options.spec.pools.get(&*instance.service);
+        let spec = pool.map_or_else(|| spec.clone(), |pool| serving::as_started(pool, spec));
+        let user = seat.as_ref().and_then(|seat| seat.user);
+        let started = Replica::start(&self.ground(), instance.clone(), &spec, limits, port, &stage_file, seat);
+        let mut replica = match started {
             Ok(replica) => replica,
             Err(failed) => {
+                user.iter().for_each(|user| drop(self.users.remove(user)));
                 let stored = inbox::append(&self.options.state_dir, &failed.certificate);
                 self.trouble("certificates", stored.err().map(|error| error.to_string()));
                 return self.input(Input::StartFailed { instance, why: failed.why });
@@ -777,6 +845,7 @@ impl Supervisor<'_> {
         let _ = watch(replica.output.as_ref(), token, epoll::EventFlags::IN);
         let _ = watch(replica.oom_events.as_ref(), token | 1, notices);
         self.tokens.insert(token, instance.clone());
+        self.adopt(&mut replica);
         let pid = replica.root.pid;
         self.roots.insert(replica.child(), instance.clone());
         self.replicas.insert(instance.clone(), replica);
@@ -943,6 +1012,7 @@ impl Supervisor<'_> {
             Ok(spec) => {
                 self.options.spec = spec.clone();
                 let request = Some(self.request(reply));
+                self.tell_pools();
                 self.input(Input::Load { request, spec });
                 self.adapt_budget();
             }
@@ -972,8 +1042,9 @@ impl Supervisor<'_> {
         // Hooks and alerts' commands that still run, and where there are no groups whoever they started.
         kill_tagged(id.as_str(), reap);
         let _ = budget.remove();
-        let _ = std::fs::remove_dir_all(options.runtime_dir.join("stages"));
-        let _ = std::fs::remove_dir_all(options.runtime_dir.join("reports"));
+        for folder in ["stages", "reports", "sessions"] {
+            let _ = std::fs::remove_dir_all(options.runtime_dir.join(folder));
+        }
         let _ = registration.remove();
     }
 }

@@ -106,13 +106,14 @@ impl Supervisor<'_> {
         let null = Some(self.null.as_fd());
         let launch = Launch {
             command: &words,
-            env: environment(spec, self.id.as_str(), instance, replica.port, more),
+            env: environment(spec, self.id.as_str(), instance, replica.port, more, inherited().collect()),
             workdir: Some(&spec.working_dir),
             stdio: [null; 3],
             join,
             into,
             lock: Some(self.registration.as_fd()),
             oom_score_adj: None,
+            user: None,
             job: Job::Own,
             mask: self.mask,
         };
@@ -190,6 +191,7 @@ impl Supervisor<'_> {
             into: None,
             lock: Some(self.registration.as_fd()),
             oom_score_adj: None,
+            user: None,
             job: Job::Own,
             mask: self.mask,
         };

@@ -1,0 +1,127 @@
+//! What passes between the core and the room that talks with agents and clients.
+
+use std::sync::Arc;
+
+use plimsoll_core::stack::effect::Denial;
+use plimsoll_core::stack::input::Outcome;
+use plimsoll_core::stack::{Input, Instance, Name, Turn};
+use plimsoll_gateway::agent::claude;
+use plimsoll_gateway::control::Door;
+use plimsoll_gateway::desk::{self, Plea, Session, Verdict};
+use plimsoll_model::pool::{PoolSpec, Protocol};
+use plimsoll_model::stack::ServiceSpec;
+
+use super::Supervisor;
+use crate::stack::replica::Replica;
+use crate::stack::seat::Seat;
+
+impl Supervisor<'_> {
+    /// What the room asks, or has to tell.
+    pub(super) fn plea(&mut self, plea: Plea) {
+        let input = match plea {
+            Plea::Ask { turn, pool, key } => {
+                Input::Ask { turn: Turn(turn.0), pool: (&*pool).into(), key: key.as_deref().map(Name::from) }
+            }
+            Plea::Withdraw { turn } => Input::Withdraw { turn: Turn(turn.0) },
+            Plea::Close { pool, key } => {
+                Input::CloseSession { pool: pool.as_deref().map(Name::from), key: (&*key).into() }
+            }
+            Plea::Ready { session } => match self.sessions.get(&session.0) {
+                Some(instance) => Input::Ready { instance: instance.clone() },
+                None => return,
+            },
+            Plea::Heard { session } => match self.sessions.get(&session.0) {
+                Some(instance) => Input::Heard { instance: instance.clone() },
+                None => return,
+            },
+            Plea::Lost { session, why } => match self.sessions.get(&session.0) {
+                Some(instance) => Input::Lost { instance: instance.clone(), why },
+                None => return,
+            },
+            Plea::Done { turn, session, outcome, context_percent } => match self.sessions.get(&session.0) {
+                Some(instance) => Input::TurnDone {
+                    turn: Turn(turn.0),
+                    instance: instance.clone(),
+                    outcome: match outcome {
+                        desk::Outcome::Answered => Outcome::Answered,
+                        desk::Outcome::Interrupted => Outcome::Interrupted,
+                        desk::Outcome::Broken(why) => Outcome::Broken(why),
+                    },
+                    context_percent,
+                },
+                None => return,
+            },
+        };
+        self.input(input);
+    }
+
+    /// The room is told which pools there are.
+    pub(super) fn tell_pools(&self) {
+        let pools = self.options.spec.pools.iter().map(|(name, pool)| (name.as_str().into(), Arc::new(pool.clone())));
+        self.gateway.tell(Verdict::Pools(pools.collect()));
+    }
+
+    /// Opens the gateway's port.
+    pub(super) fn open_gateway(&mut self) {
+        let Some(spec) = self.options.spec.gateway.clone() else { return };
+        let opened = self.tokens(&spec).and_then(|token| {
+            Door::port(spec.listen, spec.hosts.clone(), token).map_err(|error| error.to_string())
+        });
+        match opened {
+            Ok(door) => self.answer_at(door),
+            Err(why) => self.trouble("gateway", Some(why)),
+        }
+    }
+
+    /// Where a session lives; `None` of what is no session.
+    pub(super) fn seat(&mut self, instance: &Instance) -> Result<Option<Seat>, String> {
+        let Some(pool) = self.options.spec.pools.get(&*instance.service) else { return Ok(None) };
+        let about = format!("isolation of {}", instance.service);
+        // Without groups a run of ours keeps it, which has to be who we are.
+        let may_change_user = self.found.parent.is_some();
+        let made = Seat::make(&self.options.runtime_dir, instance, pool, &self.users, may_change_user);
+        let (seat, lacking) = made?;
+        self.users.extend(seat.user);
+        self.trouble(&about, lacking);
+        Ok(Some(seat))
+    }
+
+    /// A session runs: the room gets its input and output.
+    pub(super) fn adopt(&mut self, replica: &mut Replica) {
+        let Some((stdin, stdout)) = replica.pipes.take() else { return };
+        let instance = replica.instance.clone();
+        let pool = (&*instance.service).into();
+        let session = Session(instance.generation);
+        self.sessions.insert(instance.generation, instance);
+        self.gateway.tell(Verdict::Adopt { session, pool, stdin, stdout });
+    }
+
+    /// A session's tree is gone.
+    pub(super) fn session_gone(&mut self, instance: &Instance, why: String) {
+        self.sessions.remove(&instance.generation);
+        self.gateway.tell(Verdict::Ended { session: Session(instance.generation), why });
+    }
+
+    /// What the core says to the room.
+    pub(super) fn say_denied(&self, turn: Turn, denial: Denial) {
+        let denial = match denial {
+            Denial::UnknownPool => desk::Denial::UnknownPool,
+            Denial::Stopping => desk::Denial::Stopping,
+            Denial::Full(after) => desk::Denial::Full(after),
+            Denial::Late(after) => desk::Denial::Late(after),
+            Denial::Short(after) => desk::Denial::Short(after),
+            Denial::Circuit(after) => desk::Denial::Circuit(after),
+        };
+        self.gateway.tell(Verdict::Deny { turn: desk::Turn(turn.0), denial });
+    }
+}
+
+/// The command with which an agent is started: what its protocol needs is added.
+pub(super) fn as_started(pool: &PoolSpec, spec: &Arc<ServiceSpec>) -> Arc<ServiceSpec> {
+    match pool.protocol {
+        Protocol::Claude => {
+            Arc::new(ServiceSpec { command: claude::arguments(&spec.command, None), ..(**spec).clone() })
+        }
+        Protocol::Jsonl | Protocol::Exec => spec.clone(),
+    }
+}
