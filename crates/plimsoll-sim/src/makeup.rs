@@ -31,7 +31,8 @@ pub(crate) fn stack(random: &mut Random, total: u64) -> StackSpec {
         services.insert(name.clone(), spec);
         names.push(name);
     }
-    let mut spec = StackSpec { budget: budget(random), alerts: alerts(random, &names), services, ..StackSpec::default() };
+    let mut spec =
+        StackSpec { budget: budget(random), alerts: alerts(random, &names), services, ..StackSpec::default() };
     fit(&mut spec, total);
     spec
 }
