@@ -11,7 +11,10 @@
 //!
 //! [`control`] is the other half: a small server whose questions are an enum and whose answers come from a closure of
 //! the binary, and [`client`] is what the command line asks it with.
+//!
+//! [`agent`] speaks with the processes of pools, over their pipes.
 
+pub mod agent;
 mod backend;
 mod balancer;
 pub mod choice;

@@ -103,8 +103,7 @@ fn up_from_leaf(mut options: StackOptions) -> Result<u8, String> {
         Fork::Parent(supervisor) => {
             drop(theirs);
             // What it guards is written in the registry.
-            options.spec =
-                Arc::new(StackSpec { budget: options.spec.budget, ..StackSpec::default() });
+            options.spec = Arc::new(StackSpec { budget: options.spec.budget, ..StackSpec::default() });
             resident::give_back();
             Ok(guard(&options, &signals, &ours, supervisor))
         }
