@@ -11,6 +11,7 @@
 //! plimsoll-testkit chaos     --plimsoll PATH --tier T --seconds N --seed S [--instants N]
 //! plimsoll-testkit overshoot --plimsoll PATH [--line 256m] [--runs N] [--procs N] [--after 10s]
 //! plimsoll-testkit work      WORKLOAD …
+//! plimsoll-testkit agent     --protocol claude|jsonl|exec …
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program of the tests")]
 #![allow(
@@ -20,6 +21,7 @@
     reason = "a test that cannot go on ends by saying where"
 )]
 
+mod agent;
 mod chaos;
 mod conform;
 mod harness;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     let rest: Vec<String> = args.collect();
     let suite = match verb.as_str() {
         "work" => return work::run(&rest),
+        "agent" => return agent::run(&rest),
         "conform" => conform::run,
         "survive" => survive::run,
         "inject" => inject::run,
@@ -47,7 +50,7 @@ fn main() -> ExitCode {
         "chaos" => chaos::run,
         "overshoot" => overshoot::run,
         _ => {
-            eprintln!("usage: plimsoll-testkit conform|survive|inject|stack|chaos|overshoot|work …");
+            eprintln!("usage: plimsoll-testkit conform|survive|inject|stack|chaos|overshoot|work|agent …");
             return ExitCode::from(2);
         }
     };
