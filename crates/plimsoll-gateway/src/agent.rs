@@ -177,7 +177,7 @@ impl Agent {
     ///
     /// # Errors
     /// When it never will.
-    pub async fn start(&mut self) -> Result<(), Broken> {
+    pub async fn start(&self) -> Result<(), Broken> {
         let mut phase = self.shared.phase.subscribe();
         let first = self.shared.dialog.borrow_mut().start();
         match first {
@@ -193,7 +193,7 @@ impl Agent {
     }
 
     /// Asks. One turn at a time: what cannot begin has [`Piece::Broken`] as its only piece.
-    pub fn turn(&mut self, prompt: Prompt) -> Answer {
+    pub fn turn(&self, prompt: Prompt) -> Answer {
         let (answer, pieces) = mpsc::channel(PIECES);
         let refused =
             self.shared.broken().or_else(|| self.is_busy().then(|| "the agent has a turn already".to_owned()));

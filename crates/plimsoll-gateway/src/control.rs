@@ -27,7 +27,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::api;
 use crate::serve::is_ours;
+use crate::serving::Turns;
 use door::Listening;
 use question::Miss;
 use reply::Words;
@@ -45,7 +47,7 @@ const HEAD_BYTES: usize = 16 << 10;
 const HEAD_TIME: Duration = Duration::from_secs(30);
 
 /// Serves a door until everything is `leaving`; what was asked before is answered to the end.
-pub(crate) async fn serve(door: Door, answerer: Answerer, leaving: watch::Receiver<bool>) {
+pub(crate) async fn serve(door: Door, answerer: Answerer, turns: Rc<Turns>, leaving: watch::Receiver<bool>) {
     let answerer = Rc::new(answerer);
     let Ok(listening) = door.listening() else { return };
     let door = Rc::new(door);
@@ -56,12 +58,12 @@ pub(crate) async fn serve(door: Door, answerer: Answerer, leaving: watch::Receiv
             match &listening {
                 Listening::Socket(listener) => listener.accept().await.map(|(stream, _)| {
                     if door.admits(&stream) {
-                        spawn(stream, &door, &answerer, &crowd, &leaving);
+                        spawn(stream, &door, &answerer, &turns, &crowd, &leaving);
                     }
                 }),
                 Listening::Port(listener) => listener.accept().await.map(|(stream, _)| {
                     let _ = stream.set_nodelay(true);
-                    spawn(stream, &door, &answerer, &crowd, &leaving);
+                    spawn(stream, &door, &answerer, &turns, &crowd, &leaving);
                 }),
             }
         };
@@ -76,18 +78,25 @@ pub(crate) async fn serve(door: Door, answerer: Answerer, leaving: watch::Receiv
 }
 
 /// Serves one connection, unless there are too many.
-fn spawn<S>(stream: S, door: &Rc<Door>, answerer: &Rc<Answerer>, crowd: &Rc<()>, leaving: &watch::Receiver<bool>)
-where
+fn spawn<S>(
+    stream: S,
+    door: &Rc<Door>,
+    answerer: &Rc<Answerer>,
+    turns: &Rc<Turns>,
+    crowd: &Rc<()>,
+    leaving: &watch::Receiver<bool>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     if Rc::strong_count(crowd) > CONNECTIONS {
         return;
     }
     let (door, answerer, crowd, mut leaving) = (door.clone(), answerer.clone(), crowd.clone(), leaving.clone());
+    let turns = turns.clone();
     tokio::task::spawn_local(async move {
         let service = service_fn(|request: Request<Incoming>| {
-            let (door, answerer) = (door.clone(), answerer.clone());
-            async move { Ok::<_, Infallible>(answer(&door, &answerer, &request).await) }
+            let (door, answerer, turns) = (door.clone(), answerer.clone(), turns.clone());
+            async move { Ok::<_, Infallible>(answer(&door, &answerer, &turns, request).await) }
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_header_size(HEAD_BYTES);
@@ -104,10 +113,19 @@ where
     });
 }
 
-async fn answer(door: &Door, answerer: &Answerer, request: &Request<Incoming>) -> Response<Words> {
+async fn answer(
+    door: &Door,
+    answerer: &Answerer,
+    turns: &Rc<Turns>,
+    request: Request<Incoming>,
+) -> Response<Words> {
     if let Err(why) = door.check(request.uri(), request.headers()) {
         return refuse(why.status(), &why.to_string(), None);
     }
+    let request = match api::answer(turns, request).await {
+        Ok(response) => return response,
+        Err(request) => request,
+    };
     let question = match question::parse(request.method(), request.uri().path(), request.uri().query()) {
         Ok(question) => question,
         Err(Miss::NotFound) => return refuse(StatusCode::NOT_FOUND, "there is nothing here", None),

@@ -21,8 +21,10 @@ use tokio::time::Instant;
 use crate::balancer::{Backend, Balancer, Phase};
 use crate::control::{self, Answerer, Door, Question, Reply};
 use crate::counters::{Counters, Tally};
+use crate::desk::{Plea, Verdict};
 use crate::limits::Limits;
 use crate::serve;
+use crate::serving::{Plead, Turns};
 
 /// What a caller waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +84,8 @@ enum Order {
 struct Tray {
     /// Few, and each for something that the caller did before: a file's services bound their number.
     orders: Vec<Order>,
+    /// Each for something that the supervisor's core decided.
+    verdicts: Vec<Verdict>,
     routes: BTreeMap<Arc<str>, Vec<Backend>>,
 }
 
@@ -117,9 +121,15 @@ impl Gateway {
     /// Starts the thread. It inherits the caller's mask of signals: block those that a file descriptor of the
     /// supervisor's takes before.
     ///
+    /// `plead` takes what sessions and turns have to tell, without waiting, and answers whether it could: what it could not
+    /// take it is told again.
+    ///
     /// # Errors
     /// When no thread or no event queue is to be had.
-    pub fn start(hear: impl Fn(Told) + Send + 'static) -> Result<Self, GatewayError> {
+    pub fn start(
+        hear: impl Fn(Told) + Send + 'static,
+        plead: impl Fn(Plea) -> bool + Send + 'static,
+    ) -> Result<Self, GatewayError> {
         let shared = Arc::new(Shared { tray: Mutex::default(), bell: Notify::new() });
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
         let inside = shared.clone();
@@ -132,7 +142,7 @@ impl Gateway {
                 match runtime {
                     Ok(runtime) => {
                         let _ = ready.send(Ok(()));
-                        runtime.block_on(run(inside, Rc::new(hear)));
+                        runtime.block_on(run(inside, Rc::new(hear), Box::new(plead)));
                         runtime.shutdown_background();
                     }
                     Err(error) => {
@@ -226,6 +236,11 @@ impl Gateway {
         all
     }
 
+    /// Says something about pools, sessions and turns. Words are heard in their order.
+    pub fn tell(&self, verdict: Verdict) {
+        self.shared.put(|tray| tray.verdicts.push(verdict));
+    }
+
     /// Serves questions at a [`Door`]: the control socket or the gateway's port. `answer` is called on this room's
     /// thread and must not wait; it may hand the [`Reply`] to whoever knows.
     pub fn serve(&self, door: Door, answer: impl Fn(Question, Reply) + Send + 'static) {
@@ -267,13 +282,15 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 /// The thread's loop.
-async fn run(shared: Arc<Shared>, hear: Hear) {
+async fn run(shared: Arc<Shared>, hear: Hear, plead: Plead) {
+    let turns = Turns::new(plead);
     let mut balancers: BTreeMap<Arc<str>, Rc<Balancer>> = BTreeMap::new();
     let mut closing = tokio::task::JoinSet::new();
     let (leave, leaving) = watch::channel(false);
     loop {
         shared.bell.notified().await;
-        let Tray { orders, routes } = std::mem::take(&mut *shared.tray.lock().unwrap_or_else(PoisonError::into_inner));
+        let Tray { orders, verdicts, routes } = std::mem::take(&mut *shared.tray.lock().unwrap_or_else(PoisonError::into_inner));
+        verdicts.into_iter().for_each(|verdict| turns.hear(verdict));
         for order in orders {
             match order {
                 Order::Open(service, listener, limits, counters, phase) => {
@@ -303,7 +320,7 @@ async fn run(shared: Arc<Shared>, hear: Hear) {
                     });
                 }
                 Order::Serve(door, answerer) => {
-                    tokio::task::spawn_local(control::serve(door, answerer, leaving.clone()));
+                    tokio::task::spawn_local(control::serve(door, answerer, turns.clone(), leaving.clone()));
                 }
                 Order::Stop(grace) => {
                     let all = async { while closing.join_next().await.is_some() {} };
@@ -332,7 +349,7 @@ mod tests {
 
     #[test]
     fn what_a_service_has_counted_outlives_its_ports() {
-        let mut gateway = Gateway::start(|_| {}).unwrap();
+        let mut gateway = Gateway::start(|_| {}, |_| true).unwrap();
         let any: SocketAddr = ([127, 0, 0, 1], 0).into();
         for round in 1..=5u64 {
             gateway.open("api", any, Limits::default()).unwrap();

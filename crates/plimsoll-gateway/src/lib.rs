@@ -15,6 +15,7 @@
 //! [`agent`] speaks with the processes of pools, over their pipes.
 
 pub mod agent;
+mod api;
 mod backend;
 mod balancer;
 pub mod choice;
@@ -27,6 +28,7 @@ pub mod gateway;
 pub mod headers;
 mod limits;
 mod serve;
+mod serving;
 
 pub use balancer::{Backend, State};
 pub use counters::{Counters, Tally};

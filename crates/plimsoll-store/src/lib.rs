@@ -9,6 +9,7 @@
 //! Nothing here decides and nothing here prints: what a caller ought to tell its user comes back as a value.
 
 pub mod certificates;
+pub mod conversations;
 pub mod inbox;
 pub mod occupied;
 pub mod paths;

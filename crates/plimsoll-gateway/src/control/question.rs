@@ -17,6 +17,8 @@ pub enum Question {
     Events,
     /// `GET /api/v1/processes`: the trees.
     Processes,
+    /// `GET /api/v1/sessions`: of all pools.
+    Sessions,
     /// `GET /api/v1/certificates`, the newest first.
     Certificates,
     /// `GET /api/v1/certificates/ID`.
@@ -121,6 +123,7 @@ pub(crate) fn parse(method: &Method, path: &str, query: Option<&str>) -> Result<
             ("status", None, None) => gets(Question::Status),
             ("events", None, None) => gets(Question::Events),
             ("processes", None, None) => gets(Question::Processes),
+            ("sessions", None, None) => gets(Question::Sessions),
             ("certificates", None, None) => gets(Question::Certificates),
             ("certificates", Some(id), None) => gets(Question::Certificate(name(id)?)),
             ("logs", None, None) => gets(logs(query)?),

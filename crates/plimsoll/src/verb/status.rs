@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
-use plimsoll_core::stack::snapshot::{HealthWord, ServiceRow, Snapshot, State};
+use plimsoll_core::stack::snapshot::{
+    HealthWord, PoolRow, ServiceRow, SessionRow, SessionState, Snapshot, State, Switch,
+};
 use plimsoll_model::size::Human;
 use plimsoll_store::Paths;
 
@@ -67,6 +69,14 @@ fn page(view: &View, is_coloured: bool) -> String {
     if !stack.services.is_empty() {
         page.push('\n');
         page.push_str(&services(&stack.services).text(is_coloured));
+    }
+    if !stack.pools.is_empty() {
+        page.push('\n');
+        page.push_str(&pools(&stack.pools).text(is_coloured));
+    }
+    if !stack.sessions.is_empty() {
+        page.push('\n');
+        page.push_str(&sessions(&stack.sessions).text(is_coloured));
     }
     let notes = notes(view);
     if !notes.is_empty() {
@@ -135,6 +145,59 @@ fn services(rows: &[ServiceRow]) -> Table {
     )
 }
 
+fn pools(rows: &[PoolRow]) -> Table {
+    let each = |cell: fn(&PoolRow) -> Cell| rows.iter().map(cell).collect::<Vec<Cell>>();
+    let count = |count: u64| if count == 0 { Cell::new("0").tone(Tone::Faint) } else { Cell::new(count.to_string()) };
+    let table = Table::new([
+        Column::left("POOL", each(|row| Cell::new(row.name.to_string()).tone(Tone::Strong))),
+        Column::right("SESSIONS", each(|row| Cell::new(format!("{}/{}", row.sessions, row.max_sessions)))),
+        Column::right("BUSY", rows.iter().map(|row| count(row.busy.into())).collect::<Vec<Cell>>()),
+        Column::right("WARM", rows.iter().map(|row| count(row.warm.into())).collect::<Vec<Cell>>()),
+        Column::right("QUEUED", rows.iter().map(|row| count(row.queued.into())).collect::<Vec<Cell>>()),
+        Column::right("MEMORY", each(|row| Cell::new(Human(row.memory_bytes).to_string()))),
+        Column::right("TURNS", rows.iter().map(|row| count(row.turns)).collect::<Vec<Cell>>()),
+        Column::right("RECYCLED", rows.iter().map(|row| count(row.recycled)).collect::<Vec<Cell>>()),
+        Column::left("CIRCUIT", each(circuit)),
+        Column::right("SURVIVORS", each(|row| {
+            let tone = if row.survivors == 0 { Tone::Faint } else { Tone::Bad };
+            Cell::new(row.survivors.to_string()).tone(tone)
+        })),
+    ]);
+    table.fit(WIDTH, &[GiveWay::Closer, GiveWay::Cut("POOL", 12)])
+}
+
+fn circuit(row: &PoolRow) -> Cell {
+    match row.circuit {
+        Switch::Closed => Cell::new("closed").tone(Tone::Faint),
+        Switch::Open => Cell::new("open").tone(Tone::Bad),
+    }
+}
+
+fn sessions(rows: &[SessionRow]) -> Table {
+    let each = |cell: fn(&SessionRow) -> Cell| rows.iter().map(cell).collect::<Vec<Cell>>();
+    let table = Table::new([
+        Column::left("SESSION", each(|row| Cell::new(format!("{}/{}", row.pool, row.replica)).tone(Tone::Strong))),
+        Column::left("KEY", each(|row| row.key.as_ref().map_or(Cell::default(), |key| Cell::new(safe(key))))),
+        Column::left("STATE", each(session_state)),
+        Column::right("PID", each(|row| row.pid.map_or(Cell::default(), |pid| Cell::new(pid.to_string())))),
+        Column::right("MEMORY", each(|row| Cell::new(Human(row.memory_bytes).to_string()))),
+        Column::right("PROCS", each(|row| Cell::new(row.processes.to_string()))),
+        Column::right("TURNS", each(|row| Cell::new(row.turns.to_string()))),
+        Column::right("AGE", each(|row| row.age_ms.map_or(Cell::default(), |ms| Cell::new(brief_time(ms))))),
+        Column::right("IDLE", each(|row| row.idle_ms.map_or(Cell::default(), |ms| Cell::new(brief_time(ms))))),
+    ]);
+    table.fit(WIDTH, &[GiveWay::Closer, GiveWay::Cut("KEY", 16), GiveWay::Cut("SESSION", 12)])
+}
+
+fn session_state(row: &SessionRow) -> Cell {
+    let tone = match row.state {
+        SessionState::Busy => Tone::Good,
+        SessionState::Starting | SessionState::Recycling | SessionState::Closing => Tone::Notice,
+        SessionState::Warm | SessionState::Idle => Tone::Plain,
+    };
+    Cell::new(row.state.as_str()).tone(tone)
+}
+
 fn is_running(row: &ServiceRow) -> bool {
     row.pid.is_some()
 }
@@ -187,6 +250,11 @@ pub(super) fn notes(view: &View) -> Vec<(Tone, String)> {
         if row.circuit_open {
             notes.push((Tone::Bad, format!("{} was restarted too often: one try a minute", who(row))));
         }
+    }
+    for row in view.stack.pools.iter().filter(|row| row.circuit == Switch::Open) {
+        let again = brief_time(row.retry_ms.unwrap_or(0));
+        let text = format!("{} does not start ({} times in a row), next trial in {again}", row.name, row.failed_starts);
+        notes.push((Tone::Bad, text));
     }
     for row in rows {
         if let Some(waiting) = &row.waiting {

@@ -34,6 +34,11 @@ impl Supervisor<'_> {
             Question::Ready => reply.send(self.ready()),
             Question::Metrics => reply.send(Text { kind: Kind::Prometheus, ..Text::text(self.metrics()) }),
             Question::Events => self.events.push(reply.stream(Kind::Events)),
+            Question::Sessions => {
+                self.look_again();
+                let sessions = self.snapshot().sessions;
+                reply.send(Text::json(serde_json::json!({ "sessions": sessions }).to_string()));
+            }
             Question::Processes => reply.send(Text::json(self.processes())),
             Question::Certificates | Question::Certificate(_) => reply.send(self.certificates(&question)),
             Question::Logs { service, tail, follow } => self.send_logs(reply, service, tail, follow),
@@ -93,12 +98,11 @@ impl Supervisor<'_> {
             #[serde(flatten)]
             snapshot: Snapshot,
             troubles: Vec<String>,
-            /// Their issues are still to come; the shape is the contract's.
-            pools: [(); 0],
+            /// Their issue is still to come; the shape is the contract's.
             imports: [(); 0],
         }
         let troubles = self.troubles.iter().map(|(about, why)| format!("{about}: {why}")).collect();
-        let shown = Shown { snapshot: self.snapshot(), troubles, pools: [], imports: [] };
+        let shown = Shown { snapshot: self.snapshot(), troubles, imports: [] };
         serde_json::to_string(&shown).unwrap_or_default()
     }
 
@@ -141,7 +145,9 @@ impl Supervisor<'_> {
     }
 
     fn send_logs(&mut self, reply: Reply, service: Option<String>, tail: Option<u64>, follow: bool) {
-        let known: Vec<Name> = self.options.spec.services.keys().map(|name| Name::from(name.as_str())).collect();
+        let spec = &self.options.spec;
+        let names = spec.services.keys().chain(spec.pools.keys());
+        let known: Vec<Name> = names.map(|name| Name::from(name.as_str())).collect();
         let meant: Vec<Name> = match &service {
             Some(name) => known.into_iter().filter(|known| &**known == name.as_str()).collect(),
             None => known,
