@@ -32,7 +32,7 @@ use crate::serve::is_ours;
 use crate::serving::Turns;
 use door::Listening;
 use question::Miss;
-use reply::Words;
+pub(crate) use reply::Words;
 
 /// What knows the answers.
 pub(crate) type Answerer = Box<dyn Fn(Question, Reply) + Send>;
@@ -113,18 +113,13 @@ fn spawn<S>(
     });
 }
 
-async fn answer(
-    door: &Door,
-    answerer: &Answerer,
-    turns: &Rc<Turns>,
-    request: Request<Incoming>,
-) -> Response<Words> {
+async fn answer(door: &Door, answerer: &Answerer, turns: &Rc<Turns>, request: Request<Incoming>) -> Response<Words> {
     if let Err(why) = door.check(request.uri(), request.headers()) {
         return refuse(why.status(), &why.to_string(), None);
     }
     let request = match api::answer(turns, request).await {
         Ok(response) => return response,
-        Err(request) => request,
+        Err(request) => *request,
     };
     let question = match question::parse(request.method(), request.uri().path(), request.uri().query()) {
         Ok(question) => question,

@@ -289,7 +289,8 @@ async fn run(shared: Arc<Shared>, hear: Hear, plead: Plead) {
     let (leave, leaving) = watch::channel(false);
     loop {
         shared.bell.notified().await;
-        let Tray { orders, verdicts, routes } = std::mem::take(&mut *shared.tray.lock().unwrap_or_else(PoisonError::into_inner));
+        let Tray { orders, verdicts, routes } =
+            std::mem::take(&mut *shared.tray.lock().unwrap_or_else(PoisonError::into_inner));
         verdicts.into_iter().for_each(|verdict| turns.hear(verdict));
         for order in orders {
             match order {

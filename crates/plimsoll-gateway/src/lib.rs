@@ -18,6 +18,7 @@ pub mod agent;
 mod api;
 mod backend;
 mod balancer;
+pub mod chat;
 pub mod choice;
 pub mod client;
 pub mod control;

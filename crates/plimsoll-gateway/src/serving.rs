@@ -50,6 +50,8 @@ pub(crate) struct Turns {
     running: RefCell<BTreeMap<Same, Rc<Tape>>>,
     /// Turns that run now.
     active: Cell<u64>,
+    ids: Cell<u64>,
+    since: u64,
 }
 
 /// What makes two requests one turn.
@@ -213,21 +215,34 @@ impl Turns {
             last: Cell::new(0),
             running: RefCell::default(),
             active: Cell::new(0),
+            ids: Cell::new(0),
+            since: crate::api::now(),
         })
     }
 
     /// A pool by its name, or by one of its models'.
     pub(crate) fn pool(&self, name: &str) -> Option<(Arc<str>, Arc<PoolSpec>)> {
         let pools = self.pools.borrow();
-        let found = pools.get_key_value(name).or_else(|| {
-            pools.iter().find(|(_, pool)| pool.models.iter().any(|model| model == name))
-        });
+        let found = pools
+            .get_key_value(name)
+            .or_else(|| pools.iter().find(|(_, pool)| pool.models.iter().any(|model| model == name)));
         found.map(|(name, pool)| (name.clone(), pool.clone()))
     }
 
     /// All pools.
     pub(crate) fn pools(&self) -> BTreeMap<Arc<str>, Arc<PoolSpec>> {
         self.pools.borrow().clone()
+    }
+
+    /// A name for an answer, never twice in one life of plimsoll.
+    pub(crate) fn next_id(&self) -> String {
+        self.ids.set(self.ids.get() + 1);
+        format!("{:x}{:08x}", self.since, self.ids.get())
+    }
+
+    /// When this room was opened, seconds since 1970.
+    pub(crate) fn since(&self) -> u64 {
+        self.since
     }
 
     /// Turns that run or wait.
@@ -384,12 +399,8 @@ impl Turns {
         };
         tape.write(Note::Began);
         let messages = if fresh { ask.history } else { ask.news };
-        let prompt = Prompt {
-            turn,
-            session: ask.key.as_deref().unwrap_or("default").to_owned(),
-            messages,
-            system: ask.system,
-        };
+        let prompt =
+            Prompt { turn, session: ask.key.as_deref().unwrap_or("default").to_owned(), messages, system: ask.system };
         let (outcome, context_percent) = self.listen(turn, session, &seat, prompt, tape).await;
         self.say(Plea::Done { turn, session, outcome, context_percent }).await;
     }

@@ -246,6 +246,7 @@ impl<'a> Keeper<'a> {
             into,
             lock: Some(registration.as_fd()),
             oom_score_adj: spec.limits.oom_score_adj,
+            user: None,
             job: match ends.terminal() {
                 Some(pty) if ends.in_foreground() => Job::Foreground(pty.slave().as_raw_fd()),
                 _ => *job,

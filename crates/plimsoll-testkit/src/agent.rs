@@ -444,7 +444,16 @@ impl Agent {
 
 impl Manner {
     fn new() -> Self {
-        Self { say: None, error: None, deltas: 3, pace: Duration::ZERO, twice: false, late: false, stall: false, cut: None }
+        Self {
+            say: None,
+            error: None,
+            deltas: 3,
+            pace: Duration::ZERO,
+            twice: false,
+            late: false,
+            stall: false,
+            cut: None,
+        }
     }
 }
 

@@ -284,10 +284,9 @@ fn a_line_may_be_long_but_not_longer() {
 #[test]
 fn a_second_answer_is_nobodys() {
     run(async {
-        for (protocol, deeds) in [
-            (Protocol::Claude, &["!twice", "!late", "!twice\n!late"][..]),
-            (Protocol::Jsonl, &["!twice"]),
-        ] {
+        for (protocol, deeds) in
+            [(Protocol::Claude, &["!twice", "!late", "!twice\n!late"][..]), (Protocol::Jsonl, &["!twice"])]
+        {
             for deed in deeds {
                 let mut live = ready(protocol, &[]).await;
                 for turn in 0..50 {

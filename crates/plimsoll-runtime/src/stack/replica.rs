@@ -238,8 +238,17 @@ impl Replica {
         let boundary = Boundary::make(ground.found, id.as_str(), &limits, spec.on_limit)
             .map_err(|error| not_started(Step { why: error.to_string(), errno: None }))?;
         let report = matches!(boundary, Boundary::Watchdog).then(|| ground.reports.join(format!("{id}.json")));
-        let started =
-            Self::launch(ground, &boundary, &instance, spec, &limits, port, stage_file, report.as_deref(), seat.as_ref());
+        let started = Self::launch(
+            ground,
+            &boundary,
+            &instance,
+            spec,
+            &limits,
+            port,
+            stage_file,
+            report.as_deref(),
+            seat.as_ref(),
+        );
         let (child, output, pipes) = match started {
             Ok(started) => started,
             Err(step) => {

@@ -77,9 +77,8 @@ impl Seat {
 
     /// What it sees of our environment, and where its home is.
     pub(super) fn environment(&self) -> Vec<(OsString, OsString)> {
-        let is_passed = |key: &str| {
-            ALWAYS.contains(&key) || key.starts_with("LC_") || self.pass.iter().any(|name| name == key)
-        };
+        let is_passed =
+            |key: &str| ALWAYS.contains(&key) || key.starts_with("LC_") || self.pass.iter().any(|name| name == key);
         let mut all: Vec<(OsString, OsString)> = std::env::vars_os()
             .filter(|(key, _)| key.to_str().is_some_and(|key| is_passed(key) || self.dir.is_none() && key == "HOME"))
             .collect();

@@ -580,7 +580,9 @@ impl<'o> Supervisor<'o> {
         self.sums.bury(&replica);
         if let Some(seat) = &replica.seat {
             seat.remove();
-            seat.user.iter().for_each(|user| drop(self.users.remove(user)));
+            if let Some(user) = seat.user {
+                self.users.remove(&user);
+            }
         }
         let Some(ended) = replica.finish() else { return };
         let certificate = &ended.certificate;
@@ -827,7 +829,9 @@ impl Supervisor<'_> {
         let mut replica = match started {
             Ok(replica) => replica,
             Err(failed) => {
-                user.iter().for_each(|user| drop(self.users.remove(user)));
+                if let Some(user) = user {
+                    self.users.remove(&user);
+                }
                 let stored = inbox::append(&self.options.state_dir, &failed.certificate);
                 self.trouble("certificates", stored.err().map(|error| error.to_string()));
                 return self.input(Input::StartFailed { instance, why: failed.why });

@@ -158,10 +158,13 @@ fn pools(rows: &[PoolRow]) -> Table {
         Column::right("TURNS", rows.iter().map(|row| count(row.turns)).collect::<Vec<Cell>>()),
         Column::right("RECYCLED", rows.iter().map(|row| count(row.recycled)).collect::<Vec<Cell>>()),
         Column::left("CIRCUIT", each(circuit)),
-        Column::right("SURVIVORS", each(|row| {
-            let tone = if row.survivors == 0 { Tone::Faint } else { Tone::Bad };
-            Cell::new(row.survivors.to_string()).tone(tone)
-        })),
+        Column::right(
+            "SURVIVORS",
+            each(|row| {
+                let tone = if row.survivors == 0 { Tone::Faint } else { Tone::Bad };
+                Cell::new(row.survivors.to_string()).tone(tone)
+            }),
+        ),
     ]);
     table.fit(WIDTH, &[GiveWay::Closer, GiveWay::Cut("POOL", 12)])
 }

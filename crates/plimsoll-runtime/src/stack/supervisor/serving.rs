@@ -8,7 +8,7 @@ use plimsoll_core::stack::{Input, Instance, Name, Turn};
 use plimsoll_gateway::agent::claude;
 use plimsoll_gateway::control::Door;
 use plimsoll_gateway::desk::{self, Plea, Session, Verdict};
-use plimsoll_model::pool::{PoolSpec, Protocol};
+use plimsoll_model::pool::{GatewaySpec, PoolSpec, Protocol};
 use plimsoll_model::stack::ServiceSpec;
 
 use super::Supervisor;
@@ -64,11 +64,13 @@ impl Supervisor<'_> {
     /// Opens the gateway's port.
     pub(super) fn open_gateway(&mut self) {
         let Some(spec) = self.options.spec.gateway.clone() else { return };
-        let opened = self.tokens(&spec).and_then(|token| {
-            Door::port(spec.listen, spec.hosts.clone(), token).map_err(|error| error.to_string())
-        });
+        let opened = token(&spec)
+            .and_then(|token| Door::port(spec.listen, spec.hosts.clone(), token).map_err(|error| error.to_string()));
         match opened {
-            Ok(door) => self.answer_at(door),
+            Ok(door) => {
+                let ask = self.ask.clone();
+                self.gateway.serve(door, move |question, reply| ask(question, reply));
+            }
             Err(why) => self.trouble("gateway", Some(why)),
         }
     }
@@ -114,6 +116,15 @@ impl Supervisor<'_> {
         };
         self.gateway.tell(Verdict::Deny { turn: desk::Turn(turn.0), denial });
     }
+}
+
+/// The token that strangers have to show.
+fn token(spec: &GatewaySpec) -> Result<Option<String>, String> {
+    let Some(file) = &spec.token_file else { return Ok(None) };
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let mut words = text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
+    let token = words.next().ok_or_else(|| format!("{}: there is no token in it", file.display()))?;
+    Ok(Some(token.to_owned()))
 }
 
 /// The command with which an agent is started: what its protocol needs is added.
