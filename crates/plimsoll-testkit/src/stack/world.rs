@@ -578,8 +578,9 @@ impl World {
 fn is_first_of_a_life(row: &Value, events: &[Value]) -> bool {
     let at = row["seq"].as_u64();
     let behind = events.iter().filter(|other| other["seq"].as_u64() > at);
-    let mut starts = behind.filter(|other| other["event"] == "starting");
-    starts.next().is_some_and(|next| next["generation"] == 1)
+    // A reload may be the last word of a life: what follows then is the next one's first.
+    let mut next = behind.filter(|other| other["event"] == "starting" || other["event"] == "loaded");
+    next.next().is_some_and(|next| next["generation"] == 1)
 }
 
 /// The program that a process runs.
