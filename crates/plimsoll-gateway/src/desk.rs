@@ -32,6 +32,8 @@ pub enum Plea {
         pool: Arc<str>,
         /// Of which conversation; `None` belongs to none.
         key: Option<Arc<str>>,
+        /// The conversation went otherwise than the process knows that has it: another one is needed.
+        is_anew: bool,
     },
     /// Whoever asked has gone: it waits no longer, or what runs is to be interrupted and its session replaced.
     Withdraw {

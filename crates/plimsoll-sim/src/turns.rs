@@ -27,6 +27,8 @@ struct Session {
 struct Asked {
     pool: Name,
     key: Option<Name>,
+    /// The process that had its conversation, and is of no use for it.
+    not: Option<Instance>,
 }
 
 /// Pools, as they were told of.
@@ -54,8 +56,13 @@ impl Turns {
 
     pub(crate) fn input(&mut self, input: &Input) {
         match input {
-            Input::Ask { turn, pool, key } => {
-                self.waiting.insert(*turn, Asked { pool: pool.clone(), key: key.clone() });
+            Input::Ask { turn, pool, key, is_anew } => {
+                let has = |(instance, session): (&Instance, &Session)| {
+                    let is_its = instance.service == *pool && key.is_some() && session.owner.as_ref() == Some(key);
+                    is_its.then(|| instance.clone())
+                };
+                let not = self.sessions.iter().find_map(has).filter(|_| *is_anew);
+                self.waiting.insert(*turn, Asked { pool: pool.clone(), key: key.clone(), not });
             }
             Input::Withdraw { turn } => {
                 self.waiting.remove(turn);
@@ -141,6 +148,9 @@ impl Turns {
                 .find(|(other, one)| **other < turn && one.pool == asked.pool && one.key == asked.key)
         {
             return Err(("order", format!("{turn:?} of {:?} comes before {earlier:?}", asked.key)));
+        }
+        if asked.not.as_ref() == Some(instance) {
+            return Err(("anew", format!("{turn:?} gets {instance}, which knows another conversation")));
         }
         let same = self.sessions.iter().find(|(other, session)| {
             *other != instance

@@ -245,7 +245,7 @@ impl World {
             _ => {
                 self.turns += 1;
                 let key = self.random.percent(70).then_some(key);
-                Input::Ask { turn: Turn(self.turns), pool, key }
+                Input::Ask { turn: Turn(self.turns), pool, key, is_anew: self.random.one_in(8) }
             }
         };
         self.step(input)

@@ -109,6 +109,8 @@ pub enum Recycle {
     },
     /// Whoever asked has gone, and the turn was interrupted.
     Cancelled,
+    /// The conversation went otherwise than it knows.
+    Diverged,
     /// Its agent ended, or spoke no sense.
     Broken {
         /// In words.
@@ -146,6 +148,7 @@ impl fmt::Display for Recycle {
                 Watch::Turn => write!(f, "its turn was not over after {}", ms(*after_ms)),
             },
             Self::Cancelled => f.write_str("whoever asked has gone"),
+            Self::Diverged => f.write_str("its conversation went otherwise than it knows"),
             Self::Broken { why } => f.write_str(why),
         }
     }

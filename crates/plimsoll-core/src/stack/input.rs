@@ -91,6 +91,8 @@ pub enum Input {
         pool: Name,
         /// Of which conversation; `None` belongs to none.
         key: Option<Name>,
+        /// The conversation went otherwise than the process knows that has it: another one is needed.
+        is_anew: bool,
     },
     /// Whoever asked for a turn has gone.
     Withdraw {

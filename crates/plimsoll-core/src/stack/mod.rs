@@ -69,6 +69,7 @@ use commands::{Guest, Pending};
 use input::{HostSample, Remembered};
 use ladder::Ladder;
 use look::Pace;
+use pool::Asked;
 use sabotage::{Rule, Sabotage};
 use service::Service;
 use victim::Owed;
@@ -182,7 +183,9 @@ impl Stack {
             Input::Drained { instance } => self.drained(&instance, effects),
             Input::Livelocked { instance, usage, limit } => self.livelocked(&instance, usage, limit, effects),
             Input::Left { request } => self.left(request),
-            Input::Ask { turn, pool, key } => self.ask(turn, &pool, key, effects),
+            Input::Ask { turn, pool, key, is_anew } => {
+                self.ask(Asked { turn, key, is_anew, since: self.now }, &pool, effects)
+            }
             Input::Withdraw { turn } => self.withdraw(turn, effects),
             Input::Ready { instance } => self.ready(&instance, effects),
             Input::Heard { instance } => self.heard(&instance),

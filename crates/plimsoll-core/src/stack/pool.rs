@@ -59,6 +59,8 @@ pub(super) struct Asked {
     pub(super) turn: Turn,
     /// Its conversation.
     pub(super) key: Option<Name>,
+    /// The process that knows its conversation is of no use for it.
+    pub(super) is_anew: bool,
     pub(super) since: Duration,
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use plimsoll_model::Cause;
 use plimsoll_model::pool::{PoolSpec, Protocol, Reuse};
 
 use super::Stack;
@@ -30,14 +31,15 @@ struct Prices {
 
 impl Stack {
     /// A turn wants a session.
-    pub(super) fn ask(&mut self, turn: Turn, name: &Name, key: Option<Name>, effects: &mut Vec<Effect>) {
+    pub(super) fn ask(&mut self, asked: Asked, name: &Name, effects: &mut Vec<Effect>) {
+        let turn = asked.turn;
         let (now, stage, is_going_down) = (self.now, self.ladder.stage(), self.is_going_down);
         let Some(service) = self.services.get_mut(name).filter(|service| service.pool.is_some()) else {
             return effects.push(Effect::Deny { turn, denial: Denial::UnknownPool });
         };
         let is_off = is_going_down || service.off.is_some();
         let Some(pool) = &mut service.pool else { return };
-        let has_session = key.as_ref().is_some_and(|key| pool.of_key(key).is_some());
+        let has_session = asked.key.as_ref().is_some_and(|key| pool.of_key(key).is_some());
         let denial = if is_off {
             Some(Denial::Stopping)
         } else if has_session {
@@ -52,7 +54,7 @@ impl Stack {
         let is_full = pool.queue.len() >= pool.spec.queue.max as usize;
         match denial.or_else(|| is_full.then(|| Denial::Full(pool.retry_after()))) {
             Some(denial) => deny(pool, turn, denial, effects),
-            None => pool.queue.push_back(Asked { turn, key, since: now }),
+            None => pool.queue.push_back(asked),
         }
     }
 
@@ -223,7 +225,9 @@ impl Stack {
         pool.counts.recycled += u64::from(is_recycled);
         pool.counts.closed += u64::from(!is_recycled);
         pool.counts.survivors += u64::from(end.survivors);
-        let why = match (reason, super::event::is_abnormal(end.cause)) {
+        let is_as_decided =
+            matches!(end.cause, Cause::Exited | Cause::Stopped | Cause::Evicted | Cause::Recycled | Cause::IdleTimeout);
+        let why = match (reason, !is_as_decided) {
             (Some(reason), false) => reason.to_string(),
             (Some(reason), true) => format!("{reason}; {}", super::event::ended_words(end.cause)),
             (None, _) => super::event::ended_words(end.cause).to_owned(),
@@ -519,7 +523,18 @@ fn assign(now: Duration, service: &mut Service, pool: &mut Pool, prices: &mut Pr
     pool.lacks_room = false;
     let mut blocked: BTreeSet<Name> = BTreeSet::new();
     let queue = std::mem::take(&mut pool.queue);
-    for asked in queue {
+    for mut asked in queue {
+        if std::mem::take(&mut asked.is_anew)
+            && let Some(key) = &asked.key
+            && let Some((number, session)) = pool.of_key(key)
+        {
+            // Once its turn is over; the next process is told all of it.
+            asked.is_anew = matches!(session.phase, Phase::Busy(_)) || blocked.contains(key);
+            if !asked.is_anew {
+                let grace = service.spec.stop_grace_period;
+                service.end_run(now, number, Reason::Recycled(Recycle::Diverged), How::Stop(grace), effects);
+            }
+        }
         let chosen =
             choose(service, pool, &asked).filter(|_| !asked.key.as_ref().is_some_and(|key| blocked.contains(key)));
         let taken = chosen.and_then(|number| take(now, service, pool, prices, &asked, number));
@@ -642,8 +657,8 @@ fn begin(
         pool.sessions.insert(number, Session::new());
         there += 1;
     }
-    // Whoever waited for them is gone: those that have not begun do not.
-    while there > wanted {
+    // Whoever waited for them is gone, or fewer are allowed than before: those that have not begun do not.
+    while there > wanted || pool.sessions.len() > pool.most() && !doubles {
         let idle = pool.sessions.iter().rev().find(|(number, session)| {
             matches!(session.phase, Phase::Starting(_))
                 && service.replicas.get(number).is_some_and(|replica| replica.run.is_none())
@@ -651,7 +666,7 @@ fn begin(
         let Some(number) = idle.map(|(number, _)| *number) else { break };
         pool.sessions.remove(&number);
         service.replicas.remove(&number);
-        there -= 1;
+        there = there.saturating_sub(1);
     }
     // Those that come first are for those that wait.
     let needed = wanted.saturating_sub(ahead);

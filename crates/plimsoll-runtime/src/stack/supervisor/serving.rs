@@ -19,8 +19,9 @@ impl Supervisor<'_> {
     /// What the room asks, or has to tell.
     pub(super) fn plea(&mut self, plea: Plea) {
         let input = match plea {
-            Plea::Ask { turn, pool, key } => {
-                Input::Ask { turn: Turn(turn.0), pool: (&*pool).into(), key: key.as_deref().map(Name::from) }
+            Plea::Ask { turn, pool, key, is_anew } => {
+                let key = key.as_deref().map(Name::from);
+                Input::Ask { turn: Turn(turn.0), pool: (&*pool).into(), key, is_anew }
             }
             Plea::Withdraw { turn } => Input::Withdraw { turn: Turn(turn.0) },
             Plea::Close { pool, key } => {
