@@ -9,6 +9,9 @@
 //! for the next hop ([`headers`]), takes a connection to it ([`backend`]), and repeats what may be repeated → the body
 //! streams back, and its end is what the replica's count of outstanding requests waits for.
 //!
+//! What the gateway's port says and reads about pools is pure, and knows no socket: [`chat`] are the bodies of chat
+//! completions, [`webhook`] those of a chat server's messages, [`tokens`] who may ask, and how often.
+//!
 //! [`control`] is the other half: a small server whose questions are an enum and whose answers come from a closure of
 //! the binary, and [`client`] is what the command line asks it with.
 //!
@@ -28,8 +31,11 @@ mod forward;
 pub mod gateway;
 pub mod headers;
 mod limits;
+pub mod secret;
 mod serve;
 mod serving;
+pub mod tokens;
+pub mod webhook;
 
 pub use balancer::{Backend, State};
 pub use counters::{Counters, Tally};

@@ -112,15 +112,14 @@ impl Chunks {
     }
 
     fn event(&self, said: Option<(Delta<'_>, Option<&'static str>)>, usage: Option<Usage>) -> String {
-        let choice = |(delta, finish_reason)| Piece { index: 0, delta, logprobs: None, finish_reason };
-        let choices = said.map(choice);
+        let choice = said.map(|(delta, finish_reason)| Piece { index: 0, delta, logprobs: None, finish_reason });
         let Head { id, created, model } = &self.head;
         let chunk = Chunk {
             id,
             object: "chat.completion.chunk",
             created: *created,
             model,
-            choices: choices.as_slice(),
+            choices: choice.as_slice(),
             usage: self.include_usage.then_some(usage),
         };
         format!("data: {}\n\n", serde_json::to_string(&chunk).unwrap_or_default())

@@ -11,6 +11,8 @@ use hyper::{StatusCode, Uri};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use crate::gateway::{GatewayError, bind};
+use crate::secret::Secret;
+use crate::tokens::bearer;
 
 /// A bound address with its rules.
 #[derive(Debug)]
@@ -19,7 +21,7 @@ pub struct Door {
     /// Names under which this machine is known, beside the loopback's.
     hosts: Vec<String>,
     /// What a stranger has to show.
-    token: Option<String>,
+    token: Option<Secret>,
 }
 
 #[derive(Debug)]
@@ -94,7 +96,8 @@ impl Door {
         if !is_local && !address.ip().is_unspecified() {
             hosts.push(address.ip().to_string());
         }
-        Ok(Self { bound: Bound::Port(listener, address), hosts, token: token.filter(|_| !is_local) })
+        let token = token.filter(|_| !is_local).map(Secret::new);
+        Ok(Self { bound: Bound::Port(listener, address), hosts, token })
     }
 
     /// Where a port listens; `None` of a socket.
@@ -147,9 +150,8 @@ impl Door {
         match &self.token {
             None => Ok(()),
             Some(token) => {
-                let shown =
-                    headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-                if shown.is_some_and(|shown| is_same(shown, token.as_bytes())) { Ok(()) } else { Err(Turned::Token) }
+                let shown = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
+                if shown.is_some_and(|shown| token.is(shown)) { Ok(()) } else { Err(Turned::Token) }
             }
         }
     }
@@ -185,11 +187,6 @@ fn is_known(host: &str, hosts: &[String]) -> bool {
 
 fn is_port(text: &str) -> bool {
     text.strip_prefix(':').is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-/// Compares in a time that does not tell where they differ.
-fn is_same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
 #[cfg(test)]
