@@ -1,6 +1,7 @@
-//! What clients ask of pools: chat completions, models, sessions. Everything else is [`crate::control`]'s.
+//! What clients ask of pools: chat completions, models, webhooks, sessions. Everything else is [`crate::control`]'s.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,19 +10,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use plimsoll_model::pool::PoolSpec;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{Instant, timeout};
 
-use crate::agent::{Message, Role};
-use crate::chat::models;
-use crate::chat::problem::Problem;
 use crate::chat::response::{Chunks, Finish, Head, Usage};
-use crate::control::Words;
-use crate::serving::{Ask, Failure, Note, Reader, Same, Turns};
-
-/// A body that is larger is refused, bytes.
-const LARGEST_BODY: usize = 16 << 20;
+use crate::chat::structured::Format;
+use crate::chat::{self, Message, Problem, Role, models, request};
+use crate::control::{Door, Words};
+use crate::desk::Verdict;
+use crate::poster;
+use crate::secret::Secret;
+use crate::serving::{Ask, Failure, Note, Reader, Turns};
+use crate::tokens::Known;
+use crate::webhook::{self, Answered, Echoes};
 
 /// A body has to be here after so long.
 const BODY_TIME: Duration = Duration::from_secs(30);
@@ -32,85 +33,269 @@ const BEHIND: usize = 16;
 /// A client that takes nothing of its stream for so long is gone.
 const SLOWEST: Duration = Duration::from_secs(60);
 
-/// Answers what is asked of pools; hands back what is not.
-pub(crate) async fn answer(
-    turns: &Rc<Turns>,
-    request: Request<Incoming>,
-) -> Result<Response<Words>, Box<Request<Incoming>>> {
-    let path = request.uri().path().to_owned();
-    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let answered = match (request.method(), parts.as_slice()) {
-        (&Method::POST, ["v1", "chat", "completions"]) => complete(turns, request).await,
-        (&Method::GET, ["v1", "models"]) => Ok(json(models::list(&turns.pools(), |_| true, turns.since()))),
-        (&Method::GET, ["v1", "models", id]) => match turns.pool(id) {
-            Some(_) => Ok(json(models::one(id, turns.since()))),
-            None => Err(Problem::no_model(id)),
-        },
-        (&Method::DELETE, ["api", "v1", "sessions", key]) => {
-            turns.close(None, unescaped(key).as_str().into()).await;
-            Ok(empty(StatusCode::ACCEPTED))
-        }
-        (_, ["v1", ..]) => Err(Problem { status: 404, ..Problem::invalid("", format!("there is nothing at {path}")) }),
-        _ => return Err(Box::new(request)),
-    };
-    Ok(answered.unwrap_or_else(|problem| refused(&problem)))
+/// The pools' side of this room.
+pub(crate) struct Api {
+    turns: Rc<Turns>,
+    began: Instant,
+    /// When that was, seconds since 1970.
+    born: u64,
+    answers: Cell<u64>,
+    campfire: RefCell<Option<String>>,
+    answered: RefCell<Answered>,
+    echoes: RefCell<Echoes>,
+    /// Rooms into which late answers are posted, one after the other.
+    posting: RefCell<BTreeMap<String, Rc<Mutex<()>>>>,
 }
 
-/// `POST /v1/chat/completions`.
-async fn complete(turns: &Rc<Turns>, request: Request<Incoming>) -> Result<Response<Words>, Problem> {
-    let headers = request.headers().clone();
-    let body = whole(request.into_body()).await?;
-    let asked = read(&body)?;
-    let model = asked.model.clone();
-    let (pool, spec) = turns.pool(&model).ok_or_else(|| Problem::no_model(&model))?;
-    let key = session(&headers, &asked);
-    let head = Head { id: format!("chatcmpl-{}", turns.next_id()), created: now(), model: model.clone() };
-    let (stream, include_usage) = (asked.stream, asked.include_usage);
-    let reader = turns.begin(turn(turns, pool, &spec, key, asked, &headers));
-    if stream {
-        return streamed(reader, Chunks::new(head, include_usage), &model).await;
+impl Api {
+    pub(crate) fn new(turns: Rc<Turns>) -> Rc<Self> {
+        Rc::new(Self {
+            turns,
+            began: Instant::now(),
+            born: now(),
+            answers: Cell::new(0),
+            campfire: RefCell::default(),
+            answered: RefCell::default(),
+            echoes: RefCell::default(),
+            posting: RefCell::default(),
+        })
     }
-    let (text, usage) = reader.whole().await.map_err(|failure| problem(&model, failure))?;
-    Ok(json(head.completion(&text, Finish::Stop, cost(usage))))
+
+    /// What the supervisor says.
+    pub(crate) fn hear(&self, verdict: Verdict) {
+        if let Verdict::Settings(settings) = &verdict {
+            self.campfire.borrow_mut().clone_from(&settings.campfire);
+        }
+        self.turns.hear(verdict);
+    }
+
+    /// Answers what is asked of pools; hands back what is not.
+    pub(crate) async fn answer(
+        self: &Rc<Self>,
+        door: &Door,
+        known: Option<Known>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Words>, Box<Request<Incoming>>> {
+        let path = request.uri().path().to_owned();
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let pools = self.turns.pools();
+        let answered = match (request.method(), parts.as_slice()) {
+            (&Method::POST, ["v1", "chat", "completions"]) => self.complete(door, known, request).await,
+            (&Method::GET, ["v1", "models"]) => Ok(json(models::list(&pools, |pool| door.is_for(known, pool), self.born))),
+            (&Method::GET, ["v1", "models", id]) => match models::pool_of(&pools, id) {
+                Some((pool, _)) if door.is_for(known, pool) => Ok(json(models::one(id, self.born))),
+                _ => Err(Problem::no_model(id)),
+            },
+            (&Method::POST, ["webhook", pool] | ["webhook", pool, _]) => {
+                return Ok(self.webhook(door, known, pool, request).await);
+            }
+            (&Method::DELETE, ["api", "v1", "sessions", key]) => {
+                self.turns.close(None, unescaped(key).as_str().into()).await;
+                Ok(empty(StatusCode::ACCEPTED))
+            }
+            (_, ["v1", ..]) => {
+                Err(Problem { status: 404, ..Problem::invalid("", "there is nothing here: POST /v1/chat/completions") })
+            }
+            _ => return Err(Box::new(request)),
+        };
+        Ok(answered.unwrap_or_else(|problem| refused(&problem)))
+    }
+
+    /// `POST /v1/chat/completions`.
+    async fn complete(
+        self: &Rc<Self>,
+        door: &Door,
+        known: Option<Known>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Words>, Problem> {
+        door.take(known, self.began.elapsed()).map_err(Problem::rate)?;
+        let headers = request.headers().clone();
+        let body = whole(request.into_body(), request::LARGEST_BODY).await?;
+        let asked = request::Request::parse(&body)?;
+        drop(body);
+        let pools = self.turns.pools();
+        let pool = models::pool_of(&pools, &asked.model).map(|(pool, _)| pool.clone());
+        let pool = pool.filter(|pool| door.is_for(known, pool)).ok_or_else(|| Problem::no_model(&asked.model))?;
+        let key = asked.session(headers.get("x-session-id").map(HeaderValue::as_bytes))?;
+        let head = Head { id: self.next_id(), created: now(), model: asked.model.clone() };
+        if asked.format != Format::Text {
+            return self.structured(&pool, key, asked, head).await;
+        }
+        let ask = Ask {
+            print: asked.print(key.as_deref()),
+            pool,
+            key,
+            messages: asked.messages,
+            instruction: None,
+            is_aside: false,
+            is_retry: is_retry(&headers),
+            goes_on: false,
+        };
+        let reader = self.turns.begin(ask)?;
+        if asked.stream {
+            return streamed(reader, Chunks::new(head, asked.include_usage)).await;
+        }
+        let (text, usage) = reader.whole().await.map_err(|failure| problem(&head.model, failure))?;
+        Ok(json(head.completion(&text, Finish::Stop, cost(usage))))
+    }
+
+    /// An answer that has to be JSON: it is looked at as a whole, and asked for once more if it will not do.
+    async fn structured(
+        &self,
+        pool: &Arc<str>,
+        key: Option<Arc<str>>,
+        asked: request::Request,
+        head: Head,
+    ) -> Result<Response<Words>, Problem> {
+        let own = key.is_none();
+        // The second question has to find whoever answered the first.
+        let key = key.unwrap_or_else(|| format!("once-{}", head.id).into());
+        let question = |messages: Vec<Message>, instruction: Option<String>| Ask {
+            pool: pool.clone(),
+            key: Some(key.clone()),
+            messages,
+            instruction,
+            // What is remembered is what the client knows: its question and the answer that it was given.
+            is_aside: true,
+            print: 0,
+            is_retry: false,
+            goes_on: false,
+        };
+        let answered = async {
+            let ask = question(asked.messages.clone(), asked.format.instruction());
+            let (text, usage) = self.turns.begin(ask)?.whole().await.map_err(|failure| problem(&head.model, failure))?;
+            let why = match asked.format.take(&text) {
+                Ok(taken) => return Ok((taken.to_owned(), cost(usage))),
+                Err(why) => why,
+            };
+            let again = question(vec![Message::new(Role::User, asked.format.ask_again(&why))], None);
+            let again = self.turns.begin(again)?.whole().await.map_err(|failure| problem(&head.model, failure))?;
+            let taken = asked.format.take(&again.0).map_err(|why| Format::failed(&why))?;
+            Ok((taken.to_owned(), cost(again.1)))
+        };
+        let answered = answered.await;
+        if own {
+            self.turns.close(Some(pool.clone()), key).await;
+        } else if let Ok((text, _)) = &answered {
+            let said = [&*asked.messages, &[Message::new(Role::Assistant, text.as_str())]].concat();
+            self.turns.store(pool, &key, &said, asked.messages.len() > 1);
+        }
+        let (text, usage) = answered?;
+        if !asked.stream {
+            return Ok(json(head.completion(&text, Finish::Stop, usage)));
+        }
+        let chunks = Chunks::new(head, asked.include_usage);
+        Ok(events(Words::Whole((chunks.first() + &chunks.words(&text) + &chunks.end(Finish::Stop, usage)).into())))
+    }
+
+    /// `POST /webhook/POOL`: a message in a room of Campfire's.
+    async fn webhook(
+        self: &Rc<Self>,
+        door: &Door,
+        known: Option<Known>,
+        pool: &str,
+        request: Request<Incoming>,
+    ) -> Response<Words> {
+        if let Err(wait) = door.take(known, self.began.elapsed()) {
+            return later(StatusCode::TOO_MANY_REQUESTS, wait);
+        }
+        let pool = self.turns.pools().get_key_value(pool).map(|(name, _)| name.clone());
+        let Some(pool) = pool.filter(|pool| door.is_for(known, pool)) else { return empty(StatusCode::NOT_FOUND) };
+        let body = match whole(request.into_body(), webhook::LARGEST_BODY).await {
+            Ok(body) => body,
+            Err(problem) => return empty(StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_REQUEST)),
+        };
+        let Ok(message) = webhook::Message::parse(&body) else { return empty(StatusCode::BAD_REQUEST) };
+        let now = self.began.elapsed();
+        if message.is_bot || self.echoes.borrow().is_ours(now, &message) {
+            return empty(StatusCode::NO_CONTENT);
+        }
+        let is_first = message.id.as_ref().is_none_or(|id| self.answered.borrow_mut().is_first(now, &pool, id));
+        if !is_first {
+            return empty(StatusCode::NO_CONTENT);
+        }
+        let ask = Ask {
+            pool: pool.clone(),
+            key: Some(format!("room-{}", message.room).into()),
+            messages: vec![Message::new(Role::User, message.text.as_str())],
+            instruction: None,
+            is_aside: false,
+            print: 0,
+            is_retry: false,
+            goes_on: true,
+        };
+        let reader = match self.turns.begin(ask) {
+            Ok(reader) => reader,
+            Err(_) => return empty(StatusCode::BAD_REQUEST),
+        };
+        match message.reply_to(self.campfire.borrow().as_deref()) {
+            Some(address) => {
+                let api = self.clone();
+                tokio::task::spawn_local(async move { api.reply(reader, message, address).await });
+                empty(StatusCode::NO_CONTENT)
+            }
+            None => match reader.whole().await {
+                Ok((text, _)) => match webhook::said(&text) {
+                    Some(text) => {
+                        self.echoes.borrow_mut().say(self.began.elapsed(), &message.room, text);
+                        text_of(text)
+                    }
+                    None => empty(StatusCode::NO_CONTENT),
+                },
+                Err(failure) => {
+                    // It may come again.
+                    message.id.iter().for_each(|id| self.answered.borrow_mut().forget(&pool, id));
+                    let problem = problem(&pool, failure);
+                    match problem.retry_after_s {
+                        Some(seconds) => later(status(problem.status), Duration::from_secs(seconds.into())),
+                        None => empty(status(problem.status)),
+                    }
+                }
+            },
+        }
+    }
+
+    /// Posts an answer into its room once it is there; answers of one room in their order.
+    async fn reply(&self, reader: Reader, message: webhook::Message, address: Secret) {
+        let Ok((text, _)) = reader.whole().await else { return };
+        let Some(text) = webhook::said(&text) else { return };
+        let room = self.posting.borrow_mut().entry(message.room.clone()).or_default().clone();
+        let turn = room.lock().await;
+        self.echoes.borrow_mut().say(self.began.elapsed(), &message.room, text);
+        poster::post(&address, text).await;
+        drop(turn);
+        drop(room);
+        // Nobody else posts into it: its place is free.
+        self.posting.borrow_mut().retain(|_, lock| Rc::strong_count(lock) > 1);
+    }
+
+    /// A name for an answer, never twice in one life of plimsoll.
+    fn next_id(&self) -> String {
+        self.answers.set(self.answers.get() + 1);
+        format!("chatcmpl-{:x}{:08x}", self.born, self.answers.get())
+    }
 }
 
-/// A chat request as a turn.
-fn turn(
-    turns: &Rc<Turns>,
-    pool: Arc<str>,
-    _spec: &PoolSpec,
-    key: Option<Arc<str>>,
-    asked: Asked,
-    headers: &HeaderMap,
-) -> Ask {
-    let mut hasher = DefaultHasher::new();
-    asked.messages.iter().for_each(|message| (message.role.word(), &message.content).hash(&mut hasher));
-    let content = hasher.finish();
-    let _ = (turns, headers);
-    let system: Vec<&str> =
-        asked.messages.iter().filter(|one| one.role == Role::System).map(|one| one.content.as_str()).collect();
-    let system = (!system.is_empty()).then(|| system.join("\n\n"));
-    let history: Vec<Message> = asked.messages.iter().filter(|one| one.role != Role::System).cloned().collect();
-    let news = history.last().cloned().into_iter().collect();
-    let same = key.clone().map(|key| Same { pool: pool.clone(), key, content });
-    Ask { pool, key, system, history, news, same, goes_on: false }
+/// The SDKs say so when they try again by themselves.
+fn is_retry(headers: &HeaderMap) -> bool {
+    let count = headers.get("x-stainless-retry-count").and_then(|value| value.to_str().ok());
+    count.and_then(|count| count.parse::<u32>().ok()).is_some_and(|count| count > 0)
 }
 
 /// Streams an answer. What goes wrong before its first word is told with a status of its own.
-async fn streamed(mut reader: Reader, chunks: Chunks, model: &str) -> Result<Response<Words>, Problem> {
+async fn streamed(mut reader: Reader, chunks: Chunks) -> Result<Response<Words>, Problem> {
+    let model = chunks.model().to_owned();
     let mut first = loop {
         match reader.next().await {
             Note::Began => {}
-            Note::Failed(failure) => return Err(problem(model, failure)),
+            Note::Failed(failure) => return Err(problem(&model, failure)),
             note => break Some(note),
         }
     };
     let (say, coming) = mpsc::channel(BEHIND);
-    let model = model.to_owned();
     tokio::task::spawn_local(async move {
         // Whoever does not listen for a minute, or has gone, is not written to any more: the reader goes with this task.
-        let send =
-            async |text: String| timeout(SLOWEST, say.send(Bytes::from(text))).await.is_ok_and(|sent| sent.is_ok());
+        let send = async |text: String| timeout(SLOWEST, say.send(Bytes::from(text))).await.is_ok_and(|sent| sent.is_ok());
         if !send(chunks.first()).await {
             return;
         }
@@ -140,11 +325,7 @@ async fn streamed(mut reader: Reader, chunks: Chunks, model: &str) -> Result<Res
             }
         }
     });
-    let mut response = Response::new(Words::Coming { coming, events: true, alive: None });
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Ok(response)
+    Ok(events(Words::Coming { coming, events: true, alive: None }))
 }
 
 fn cost(usage: Option<crate::agent::Usage>) -> Usage {
@@ -162,54 +343,15 @@ fn problem(model: &str, failure: Failure) -> Problem {
     }
 }
 
-/// What a client asks.
-struct Asked {
-    model: String,
-    messages: Vec<Message>,
-    stream: bool,
-    include_usage: bool,
-    session: Option<String>,
-}
-
-fn read(body: &[u8]) -> Result<Asked, Problem> {
-    let value: serde_json::Value =
-        serde_json::from_slice(body).map_err(|error| Problem::invalid("", format!("the body is no JSON: {error}")))?;
-    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-    let model = text(&value["model"]).ok_or_else(|| Problem::invalid("model", "`model` has to be a text"))?;
-    let messages =
-        value["messages"].as_array().ok_or_else(|| Problem::invalid("messages", "`messages` has to be a list"))?;
-    let messages = messages.iter().map(|message| Message {
-        role: match message["role"].as_str() {
-            Some("system" | "developer") => Role::System,
-            Some("assistant") => Role::Assistant,
-            _ => Role::User,
-        },
-        content: text(&message["content"]).unwrap_or_default(),
-    });
-    Ok(Asked {
-        model,
-        messages: messages.collect(),
-        stream: value["stream"].as_bool().unwrap_or(false),
-        include_usage: value["stream_options"]["include_usage"].as_bool().unwrap_or(false),
-        session: text(&value["metadata"]["session_id"]),
-    })
-}
-
-/// The conversation that a request belongs to.
-fn session(headers: &HeaderMap, asked: &Asked) -> Option<Arc<str>> {
-    let header = headers.get("x-session-id").and_then(|value| value.to_str().ok());
-    header.or(asked.session.as_deref()).filter(|key| !key.is_empty()).map(Arc::from)
-}
-
 /// A request's body, bounded in size and time.
-async fn whole(mut body: Incoming) -> Result<Vec<u8>, Problem> {
+async fn whole(mut body: Incoming, most: usize) -> Result<Vec<u8>, Problem> {
     let read = async {
         let mut all = Vec::new();
         while let Some(frame) = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
             let frame = frame.map_err(|_| Problem::invalid("", "the body broke off"))?;
             if let Ok(data) = frame.into_data() {
-                if all.len() + data.len() > LARGEST_BODY {
-                    return Err(Problem::too_large(LARGEST_BODY));
+                if all.len() + data.len() > most {
+                    return Err(Problem::too_large(most));
                 }
                 all.extend_from_slice(&data);
             }
@@ -220,21 +362,47 @@ async fn whole(mut body: Incoming) -> Result<Vec<u8>, Problem> {
     timeout(BODY_TIME, read).await.unwrap_or_else(|_| Err(slow()))
 }
 
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+fn typed(words: Words, kind: &'static str) -> Response<Words> {
+    let mut response = Response::new(words);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
 fn json(body: String) -> Response<Words> {
-    let mut response = Response::new(Words::Whole(body.into()));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+    typed(Words::Whole(body.into()), "application/json")
 }
 
-fn empty(status: StatusCode) -> Response<Words> {
+fn events(words: Words) -> Response<Words> {
+    typed(words, "text/event-stream")
+}
+
+fn text_of(text: &str) -> Response<Words> {
+    typed(Words::Whole(text.to_owned().into()), "text/plain; charset=utf-8")
+}
+
+fn empty(code: StatusCode) -> Response<Words> {
     let mut response = Response::new(Words::Whole(Bytes::new()));
-    *response.status_mut() = status;
+    *response.status_mut() = code;
     response
 }
 
-fn refused(problem: &Problem) -> Response<Words> {
+fn later(code: StatusCode, wait: Duration) -> Response<Words> {
+    let mut response = empty(code);
+    let seconds = chat::problem::retry_after_s(wait);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    response
+}
+
+/// A problem in the API's own shape.
+pub(crate) fn refused(problem: &Problem) -> Response<Words> {
     let mut response = json(problem.json());
-    *response.status_mut() = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() = status(problem.status);
     for (name, value) in problem.headers() {
         if let Ok(value) = HeaderValue::from_str(&value) {
             response.headers_mut().insert(HeaderName::from_static(name), value);
@@ -245,7 +413,7 @@ fn refused(problem: &Problem) -> Response<Words> {
 
 /// Seconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "the wire wants the time of day")]
-pub(crate) fn now() -> u64 {
+fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
 }
 

@@ -27,9 +27,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::api;
+use crate::api::{self, Api};
+use crate::chat::Problem;
 use crate::serve::is_ours;
-use crate::serving::Turns;
 use door::Listening;
 use question::Miss;
 pub(crate) use reply::Words;
@@ -47,7 +47,7 @@ const HEAD_BYTES: usize = 16 << 10;
 const HEAD_TIME: Duration = Duration::from_secs(30);
 
 /// Serves a door until everything is `leaving`; what was asked before is answered to the end.
-pub(crate) async fn serve(door: Door, answerer: Answerer, turns: Rc<Turns>, leaving: watch::Receiver<bool>) {
+pub(crate) async fn serve(door: Door, answerer: Answerer, api: Rc<Api>, leaving: watch::Receiver<bool>) {
     let answerer = Rc::new(answerer);
     let Ok(listening) = door.listening() else { return };
     let door = Rc::new(door);
@@ -58,12 +58,12 @@ pub(crate) async fn serve(door: Door, answerer: Answerer, turns: Rc<Turns>, leav
             match &listening {
                 Listening::Socket(listener) => listener.accept().await.map(|(stream, _)| {
                     if door.admits(&stream) {
-                        spawn(stream, &door, &answerer, &turns, &crowd, &leaving);
+                        spawn(stream, &door, &answerer, &api, &crowd, &leaving);
                     }
                 }),
                 Listening::Port(listener) => listener.accept().await.map(|(stream, _)| {
                     let _ = stream.set_nodelay(true);
-                    spawn(stream, &door, &answerer, &turns, &crowd, &leaving);
+                    spawn(stream, &door, &answerer, &api, &crowd, &leaving);
                 }),
             }
         };
@@ -82,7 +82,7 @@ fn spawn<S>(
     stream: S,
     door: &Rc<Door>,
     answerer: &Rc<Answerer>,
-    turns: &Rc<Turns>,
+    api: &Rc<Api>,
     crowd: &Rc<()>,
     leaving: &watch::Receiver<bool>,
 ) where
@@ -92,11 +92,11 @@ fn spawn<S>(
         return;
     }
     let (door, answerer, crowd, mut leaving) = (door.clone(), answerer.clone(), crowd.clone(), leaving.clone());
-    let turns = turns.clone();
+    let api = api.clone();
     tokio::task::spawn_local(async move {
         let service = service_fn(|request: Request<Incoming>| {
-            let (door, answerer, turns) = (door.clone(), answerer.clone(), turns.clone());
-            async move { Ok::<_, Infallible>(answer(&door, &answerer, &turns, request).await) }
+            let (door, answerer, api) = (door.clone(), answerer.clone(), api.clone());
+            async move { Ok::<_, Infallible>(answer(&door, &answerer, &api, request).await) }
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_header_size(HEAD_BYTES);
@@ -113,11 +113,15 @@ fn spawn<S>(
     });
 }
 
-async fn answer(door: &Door, answerer: &Answerer, turns: &Rc<Turns>, request: Request<Incoming>) -> Response<Words> {
-    if let Err(why) = door.check(request.uri(), request.headers()) {
-        return refuse(why.status(), &why.to_string(), None);
-    }
-    let request = match api::answer(turns, request).await {
+async fn answer(door: &Door, answerer: &Answerer, api: &Rc<Api>, request: Request<Incoming>) -> Response<Words> {
+    let known = match door.check(request.uri(), request.headers()) {
+        Ok(known) => known,
+        Err(why) if request.uri().path().starts_with("/v1/") && why.status() == StatusCode::UNAUTHORIZED => {
+            return api::refused(&Problem::unauthorized(&why.to_string()));
+        }
+        Err(why) => return refuse(why.status(), &why.to_string(), None),
+    };
+    let request = match api.answer(door, known, request).await {
         Ok(response) => return response,
         Err(request) => *request,
     };

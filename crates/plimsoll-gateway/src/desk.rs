@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,6 +94,8 @@ pub enum Outcome {
 pub enum Verdict {
     /// The pools there are from now on: the whole list.
     Pools(BTreeMap<Arc<str>, Arc<PoolSpec>>),
+    /// How this room is to work, before anything else.
+    Settings(Settings),
     /// A process runs: its standard input and output.
     Adopt {
         /// Which.
@@ -148,6 +151,15 @@ pub enum Verdict {
         /// The part of its usual work that it should take on.
         scale: f64,
     },
+}
+
+/// How this room is to work.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Where conversations are kept; without it they are forgotten with their processes.
+    pub state_dir: Option<PathBuf>,
+    /// The Campfire server that late answers are posted to: scheme, host and port.
+    pub campfire: Option<String>,
 }
 
 /// Why a turn does not get a session.

@@ -18,13 +18,14 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::api::Api;
 use crate::balancer::{Backend, Balancer, Phase};
 use crate::control::{self, Answerer, Door, Question, Reply};
 use crate::counters::{Counters, Tally};
 use crate::desk::{Plea, Verdict};
 use crate::limits::Limits;
 use crate::serve;
-use crate::serving::{Plead, Turns};
+use crate::serving::{Counts, Plead, Turns};
 
 /// What a caller waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +115,7 @@ pub struct Gateway {
     ports: BTreeMap<Arc<str>, Port>,
     /// What services' former ports have counted, and still count while they drain.
     former: BTreeMap<Arc<str>, (Tally, Vec<Arc<Counters>>)>,
+    served: Arc<Counts>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -133,6 +135,8 @@ impl Gateway {
         let shared = Arc::new(Shared { tray: Mutex::default(), bell: Notify::new() });
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
         let inside = shared.clone();
+        let served = Arc::new(Counts::default());
+        let counts = served.clone();
         let thread = std::thread::Builder::new()
             .name("plimsoll-http".into())
             // Everything of a connection lies on the heap; what is left are parsers with small arrays.
@@ -142,7 +146,7 @@ impl Gateway {
                 match runtime {
                     Ok(runtime) => {
                         let _ = ready.send(Ok(()));
-                        runtime.block_on(run(inside, Rc::new(hear), Box::new(plead)));
+                        runtime.block_on(run(inside, Rc::new(hear), Box::new(plead), counts));
                         runtime.shutdown_background();
                     }
                     Err(error) => {
@@ -152,7 +156,7 @@ impl Gateway {
             })
             .map_err(GatewayError::Thread)?;
         is_ready.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())).map_err(GatewayError::Thread)?;
-        Ok(Self { shared, ports: BTreeMap::new(), former: BTreeMap::new(), thread: Some(thread) })
+        Ok(Self { shared, ports: BTreeMap::new(), former: BTreeMap::new(), served, thread: Some(thread) })
     }
 
     /// Opens a service's port; requests are answered once a route is given. An address with port 0 gets a free one. The
@@ -241,6 +245,12 @@ impl Gateway {
         self.shared.put(|tray| tray.verdicts.push(verdict));
     }
 
+    /// What turns have come to.
+    #[must_use]
+    pub fn served(&self) -> &Counts {
+        &self.served
+    }
+
     /// Serves questions at a [`Door`]: the control socket or the gateway's port. `answer` is called on this room's
     /// thread and must not wait; it may hand the [`Reply`] to whoever knows.
     pub fn serve(&self, door: Door, answer: impl Fn(Question, Reply) + Send + 'static) {
@@ -282,8 +292,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 /// The thread's loop.
-async fn run(shared: Arc<Shared>, hear: Hear, plead: Plead) {
-    let turns = Turns::new(plead);
+async fn run(shared: Arc<Shared>, hear: Hear, plead: Plead, counts: Arc<Counts>) {
+    let api = Api::new(Turns::new(plead, counts));
     let mut balancers: BTreeMap<Arc<str>, Rc<Balancer>> = BTreeMap::new();
     let mut closing = tokio::task::JoinSet::new();
     let (leave, leaving) = watch::channel(false);
@@ -291,7 +301,7 @@ async fn run(shared: Arc<Shared>, hear: Hear, plead: Plead) {
         shared.bell.notified().await;
         let Tray { orders, verdicts, routes } =
             std::mem::take(&mut *shared.tray.lock().unwrap_or_else(PoisonError::into_inner));
-        verdicts.into_iter().for_each(|verdict| turns.hear(verdict));
+        verdicts.into_iter().for_each(|verdict| api.hear(verdict));
         for order in orders {
             match order {
                 Order::Open(service, listener, limits, counters, phase) => {
@@ -321,7 +331,7 @@ async fn run(shared: Arc<Shared>, hear: Hear, plead: Plead) {
                     });
                 }
                 Order::Serve(door, answerer) => {
-                    tokio::task::spawn_local(control::serve(door, answerer, turns.clone(), leaving.clone()));
+                    tokio::task::spawn_local(control::serve(door, answerer, api.clone(), leaving.clone()));
                 }
                 Order::Stop(grace) => {
                     let all = async { while closing.join_next().await.is_some() {} };

@@ -11,13 +11,17 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use plimsoll_model::pool::PoolSpec;
+use plimsoll_store::conversations::{Conversations, Spoken};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::agent::{Agent, Message, Piece, Prompt};
+use crate::agent::{Agent, Piece, Prompt};
+use crate::chat::conversation::{self, Step};
+use crate::chat::{Message, Problem, Role};
 use crate::desk::{Denial, Outcome, Plea, Session, Turn, Verdict};
 
 /// A turn whose askers have gone goes on for so long: one that asks again finds it running.
@@ -31,6 +35,10 @@ const HEARD_EVERY: Duration = Duration::from_secs(1);
 
 /// A word that the supervisor could not take is told again after this.
 const AGAIN: Duration = Duration::from_millis(5);
+
+/// So long, and so many, turns that are over are known to those that ask again.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
+const MOST_KNOWN: usize = 1024;
 
 /// After an agent's output has closed within a turn, its end is waited for so long: it says why.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -46,20 +54,29 @@ pub(crate) struct Turns {
     /// Turns that wait for a session.
     asked: RefCell<BTreeMap<Turn, oneshot::Sender<Result<(Session, bool), Denial>>>>,
     last: Cell<u64>,
-    /// Turns that are on their way, by pool, conversation and content, for those that ask again.
-    running: RefCell<BTreeMap<Same, Rc<Tape>>>,
-    /// Turns that run now.
-    active: Cell<u64>,
-    ids: Cell<u64>,
-    since: u64,
+    /// Turns that are on their way, or were a moment ago, for those that ask again.
+    recent: RefCell<BTreeMap<Same, (Rc<Tape>, Instant)>>,
+    conversations: RefCell<Option<Conversations>>,
+    counts: Arc<Counts>,
 }
 
 /// What makes two requests one turn.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Same {
-    pub(crate) pool: Arc<str>,
-    pub(crate) key: Arc<str>,
-    pub(crate) content: u64,
+struct Same {
+    pool: Arc<str>,
+    key: Arc<str>,
+    print: u64,
+}
+
+/// What this room has served, read by others.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Turns that run or wait now.
+    pub active: AtomicU64,
+    /// Turns that were asked for.
+    pub requests: AtomicU64,
+    /// Turns that ended without an answer.
+    pub errors: AtomicU64,
 }
 
 /// One session's process.
@@ -77,13 +94,16 @@ pub(crate) struct Ask {
     pub(crate) pool: Arc<str>,
     /// Its conversation; `None` belongs to none.
     pub(crate) key: Option<Arc<str>>,
-    pub(crate) system: Option<String>,
-    /// What a process that knows nothing is told.
-    pub(crate) history: Vec<Message>,
-    /// What one that knows the conversation is told.
-    pub(crate) news: Vec<Message>,
-    /// Requests with this in common are one turn.
-    pub(crate) same: Option<Same>,
+    /// What was sent: all of the conversation, or what is new of it.
+    pub(crate) messages: Vec<Message>,
+    /// Said to the agent besides, and remembered nowhere.
+    pub(crate) instruction: Option<String>,
+    /// What is new was never sent by the client, and is not remembered, nor is the answer.
+    pub(crate) is_aside: bool,
+    /// A request with the same print is the same, if it is sent again.
+    pub(crate) print: u64,
+    /// The client sends it again: if it runs, or has just been answered, it is not begun anew.
+    pub(crate) is_retry: bool,
     /// It goes on when nobody waits for it any more.
     pub(crate) goes_on: bool,
 }
@@ -119,7 +139,7 @@ pub(crate) struct Tape {
     notes: RefCell<Vec<Note>>,
     changed: Notify,
     readers: Cell<usize>,
-    goes_on: Cell<bool>,
+    goes_on: bool,
 }
 
 /// One who reads a tape, from its beginning.
@@ -134,13 +154,17 @@ impl Tape {
             notes: RefCell::default(),
             changed: Notify::new(),
             readers: Cell::new(0),
-            goes_on: Cell::new(goes_on),
+            goes_on,
         })
     }
 
     fn write(&self, note: Note) {
         self.notes.borrow_mut().push(note);
         self.changed.notify_waiters();
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.notes.borrow().last(), Some(Note::Final(..) | Note::Failed(_)))
     }
 
     fn read(self: &Rc<Self>) -> Reader {
@@ -151,12 +175,12 @@ impl Tape {
     /// Waits until nobody has read it for [`LINGER`].
     async fn left_alone(&self) {
         loop {
-            if self.goes_on.get() {
+            if self.goes_on {
                 return std::future::pending().await;
             }
             if self.readers.get() == 0 {
                 sleep(LINGER).await;
-                if self.readers.get() == 0 && !self.goes_on.get() {
+                if self.readers.get() == 0 && !self.goes_on {
                     return;
                 }
             }
@@ -181,11 +205,6 @@ impl Reader {
         }
     }
 
-    /// The turn goes on without its reader.
-    pub(crate) fn let_it_go_on(&self) {
-        self.tape.goes_on.set(true);
-    }
-
     /// The whole answer.
     pub(crate) async fn whole(mut self) -> Result<(String, Option<crate::agent::Usage>), Failure> {
         loop {
@@ -206,48 +225,22 @@ impl Drop for Reader {
 }
 
 impl Turns {
-    pub(crate) fn new(plead: Plead) -> Rc<Self> {
+    pub(crate) fn new(plead: Plead, counts: Arc<Counts>) -> Rc<Self> {
         Rc::new(Self {
             plead,
             pools: RefCell::default(),
             sessions: RefCell::default(),
             asked: RefCell::default(),
             last: Cell::new(0),
-            running: RefCell::default(),
-            active: Cell::new(0),
-            ids: Cell::new(0),
-            since: crate::api::now(),
+            recent: RefCell::default(),
+            conversations: RefCell::default(),
+            counts,
         })
-    }
-
-    /// A pool by its name, or by one of its models'.
-    pub(crate) fn pool(&self, name: &str) -> Option<(Arc<str>, Arc<PoolSpec>)> {
-        let pools = self.pools.borrow();
-        let found = pools
-            .get_key_value(name)
-            .or_else(|| pools.iter().find(|(_, pool)| pool.models.iter().any(|model| model == name)));
-        found.map(|(name, pool)| (name.clone(), pool.clone()))
     }
 
     /// All pools.
     pub(crate) fn pools(&self) -> BTreeMap<Arc<str>, Arc<PoolSpec>> {
         self.pools.borrow().clone()
-    }
-
-    /// A name for an answer, never twice in one life of plimsoll.
-    pub(crate) fn next_id(&self) -> String {
-        self.ids.set(self.ids.get() + 1);
-        format!("{:x}{:08x}", self.since, self.ids.get())
-    }
-
-    /// When this room was opened, seconds since 1970.
-    pub(crate) fn since(&self) -> u64 {
-        self.since
-    }
-
-    /// Turns that run or wait.
-    pub(crate) fn active(&self) -> u64 {
-        self.active.get()
     }
 
     /// Asks the supervisor to close a session.
@@ -265,6 +258,10 @@ impl Turns {
     pub(crate) fn hear(self: &Rc<Self>, verdict: Verdict) {
         match verdict {
             Verdict::Pools(pools) => *self.pools.borrow_mut() = pools,
+            Verdict::Settings(settings) => {
+                let opened = settings.state_dir.as_deref().map(Conversations::open);
+                *self.conversations.borrow_mut() = opened.and_then(Result::ok);
+            }
             Verdict::Adopt { session, pool, stdin, stdout } => {
                 let spec = self.pools.borrow().get(&pool).cloned();
                 let Some(spec) = spec else { return };
@@ -346,38 +343,87 @@ impl Turns {
         }
     }
 
-    /// Begins a turn, or finds the one that is the same and runs. Its end comes even if nobody reads the tape.
-    pub(crate) fn begin(self: &Rc<Self>, ask: Ask) -> Reader {
-        if let Some(same) = &ask.same
-            && let Some(tape) = self.running.borrow().get(same)
+    /// Begins a turn; or finds the one that is sent again. Its end comes even if nobody reads the tape.
+    ///
+    /// # Errors
+    /// There is nothing to answer in it.
+    pub(crate) fn begin(self: &Rc<Self>, ask: Ask) -> Result<Reader, Problem> {
+        let same = ask.key.clone().map(|key| Same { pool: ask.pool.clone(), key, print: ask.print });
+        if ask.is_retry
+            && let Some(same) = &same
+            && let Some((tape, _)) = self.recent.borrow().get(same)
         {
-            return tape.read();
+            return Ok(tape.read());
         }
+        let is_anew = matches!(self.step(&ask)?, (stored, Step::Anew { .. }) if !stored.is_empty());
         let tape = Tape::new(ask.goes_on);
         let reader = tape.read();
-        if let Some(same) = &ask.same {
-            self.running.borrow_mut().insert(same.clone(), tape.clone());
+        if let Some(same) = same {
+            self.remember(same, &tape);
         }
-        self.active.set(self.active.get() + 1);
+        self.counts.requests.fetch_add(1, Relaxed);
+        self.counts.active.fetch_add(1, Relaxed);
         let turns = self.clone();
         tokio::task::spawn_local(async move {
-            let same = ask.same.clone();
-            turns.take(ask, &tape).await;
-            if let Some(same) = same {
-                turns.running.borrow_mut().remove(&same);
+            turns.take(ask, is_anew, &tape).await;
+            turns.counts.active.fetch_sub(1, Relaxed);
+            if matches!(tape.notes.borrow().last(), Some(Note::Failed(_)) | None) {
+                turns.counts.errors.fetch_add(1, Relaxed);
             }
-            turns.active.set(turns.active.get() - 1);
         });
-        reader
+        Ok(reader)
+    }
+
+    /// For those that ask again.
+    fn remember(&self, same: Same, tape: &Rc<Tape>) {
+        let mut recent = self.recent.borrow_mut();
+        if recent.len() >= MOST_KNOWN {
+            recent.retain(|_, (tape, begun)| !tape.is_over() || begun.elapsed() < KNOWN_FOR);
+        }
+        if recent.len() >= MOST_KNOWN {
+            recent.pop_first();
+        }
+        recent.insert(same, (tape.clone(), Instant::now()));
+    }
+
+    /// What is stored of a turn's conversation, and how it goes on.
+    fn step<'a>(&self, ask: &'a Ask) -> Result<(Vec<Message>, Step<'a>), Problem> {
+        let stored = self.stored(ask);
+        let step = conversation::step(&stored, &ask.messages)?;
+        Ok((stored, step))
+    }
+
+    fn stored(&self, ask: &Ask) -> Vec<Message> {
+        let conversations = self.conversations.borrow();
+        let Some((all, key)) = conversations.as_ref().zip(ask.key.as_ref()) else { return Vec::new() };
+        let spoken = all.read(&ask.pool, key).unwrap_or_default();
+        spoken.into_iter().filter_map(|one| Some(Message::new(Role::of(&one.role)?, one.content))).collect()
+    }
+
+    /// What was said in a conversation, from now on.
+    pub(crate) fn store(&self, pool: &str, key: &str, said: &[Message], is_all: bool) {
+        let conversations = self.conversations.borrow();
+        let Some(all) = conversations.as_ref() else { return };
+        let spoken = |one: &Message| Spoken { role: one.role.word().to_owned(), content: one.content.clone() };
+        let said: Vec<Spoken> = said.iter().map(spoken).collect();
+        // A disk that is full costs a conversation its memory, and no answer.
+        let _ = if is_all { all.replace(pool, key, &said) } else { all.append(pool, key, &said) };
+    }
+
+    /// A conversation is over, and nobody will go on with it.
+    pub(crate) fn forget(&self, pool: &str, key: &str) {
+        if let Some(all) = self.conversations.borrow().as_ref() {
+            let _ = all.forget(pool, key);
+        }
     }
 
     /// A turn from its question to the last piece of its answer.
-    async fn take(self: &Rc<Self>, ask: Ask, tape: &Tape) {
+    async fn take(self: &Rc<Self>, ask: Ask, is_anew: bool, tape: &Tape) {
         let turn = Turn(self.last.get() + 1);
         self.last.set(turn.0);
         let (answer, assigned) = oneshot::channel();
         self.asked.borrow_mut().insert(turn, answer);
-        self.say(Plea::Ask { turn, pool: ask.pool.clone(), key: ask.key.clone() }).await;
+        self.say(Plea::Ask { turn, pool: ask.pool.clone(), key: ask.key.clone(), is_anew }).await;
         let assigned = tokio::select! {
             assigned = assigned => assigned,
             () = tape.left_alone() => {
@@ -398,20 +444,23 @@ impl Turns {
             return self.say(Plea::Done { turn, session, outcome: Outcome::Broken(why), context_percent: None }).await;
         };
         tape.write(Note::Began);
-        let messages = if fresh { ask.history } else { ask.news };
-        let prompt =
-            Prompt { turn, session: ask.key.as_deref().unwrap_or("default").to_owned(), messages, system: ask.system };
-        let (outcome, context_percent) = self.listen(turn, session, &seat, prompt, tape).await;
+        // Turns before it may have gone on with the conversation while it waited.
+        let Ok((stored, step)) = self.step(&ask) else { return };
+        let prompt = prompt(turn, &ask, fresh, &stored, step);
+        let (outcome, context_percent) = self.listen(turn, session, &seat, prompt, &ask, step, tape).await;
         self.say(Plea::Done { turn, session, outcome, context_percent }).await;
     }
 
     /// Hears an agent's answer to its end.
+    #[expect(clippy::too_many_arguments, reason = "one turn, and all that is known of it")]
     async fn listen(
         &self,
         turn: Turn,
         session: Session,
         seat: &Seat,
         prompt: Prompt,
+        ask: &Ask,
+        step: Step<'_>,
         tape: &Tape,
     ) -> (Outcome, Option<f64>) {
         let mut answer = seat.agent.turn(prompt);
@@ -443,7 +492,17 @@ impl Turns {
                 }
                 Some(Piece::Alive) => {}
                 Some(Piece::Final { text: whole, usage, context_percent, .. }) => {
-                    tape.write(Note::Final(whole.unwrap_or(text), usage));
+                    let text = whole.unwrap_or(text);
+                    if let Some(key) = ask.key.as_ref().filter(|_| !ask.is_aside) {
+                        // Before it is answered: what was acknowledged is known after a crash as well.
+                        let (said, is_all) = match step {
+                            Step::On { new, .. } => (new, false),
+                            Step::Anew { .. } => (&*ask.messages, true),
+                        };
+                        let said = [said, &[Message::new(Role::Assistant, &*text)]].concat();
+                        self.store(&ask.pool, key, &said, is_all);
+                    }
+                    tape.write(Note::Final(text, usage));
                     return (Outcome::Answered, context_percent);
                 }
                 Some(Piece::Failed(why)) => {
@@ -482,4 +541,24 @@ impl Turns {
         }));
         None
     }
+}
+
+/// What an agent is asked: all of it when its process is new to the conversation, else what is new.
+fn prompt(turn: Turn, ask: &Ask, fresh: bool, stored: &[Message], step: Step<'_>) -> Prompt {
+    let told: Vec<&Message> = match step {
+        Step::On { new, appended: true } if fresh => stored.iter().chain(new).collect(),
+        Step::On { new, .. } if !fresh => new.iter().collect(),
+        _ => ask.messages.iter().collect(),
+    };
+    let (system, messages): (Vec<&Message>, Vec<&Message>) =
+        told.into_iter().partition(|message| message.role == Role::System);
+    let system: Vec<&str> =
+        system.iter().map(|message| message.content.as_str()).chain(ask.instruction.as_deref()).collect();
+    let mut system = (!system.is_empty()).then(|| system.join("\n\n"));
+    let mut messages: Vec<Message> = messages.into_iter().cloned().collect();
+    // Where nobody asks, how the agent is to be is the question.
+    if !messages.iter().any(|message| matches!(message.role, Role::User | Role::Tool)) {
+        messages.extend(system.take().map(|text| Message::new(Role::User, text)));
+    }
+    Prompt { turn, session: ask.key.as_deref().unwrap_or("default").to_owned(), messages, system }
 }

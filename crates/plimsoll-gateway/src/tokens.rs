@@ -180,7 +180,7 @@ impl Rate {
 }
 
 /// How much each token has left.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Buckets(Vec<Option<Bucket>>);
 
 impl Buckets {

@@ -45,7 +45,7 @@ pub(super) struct Service {
     pub(super) autoscale: Autoscale,
     /// What was routed last.
     pub(super) routed: Option<(std::net::SocketAddr, Vec<Backend>)>,
-    /// From the journal, for the first replica.
+    /// Restarts and kills of replicas that are no more, for the first one when there is one: what was counted stays.
     pub(super) remembered: (u64, u64),
     /// Its replicas are sessions,
     pub(super) is_pool: bool,
@@ -87,6 +87,24 @@ impl Service {
 
     pub(super) fn instance(&self, number: u32, replica: &Replica) -> Instance {
         Instance { service: self.name.clone(), replica: number, generation: replica.generation }
+    }
+
+    /// Lets those go that are to leave and have no run. What they have counted stays with the service.
+    pub(super) fn drop_those_that_left(&mut self) {
+        let remembered = &mut self.remembered;
+        self.replicas.retain(|_, replica| {
+            let stays = !replica.is_leaving || replica.run.is_some();
+            if !stays {
+                remembered.0 += replica.restarts;
+                remembered.1 += replica.oom_kills;
+            }
+            stays
+        });
+        if let Some(first) = self.replicas.get_mut(&1) {
+            let (restarts, oom_kills) = std::mem::take(&mut self.remembered);
+            first.restarts += restarts;
+            first.oom_kills += oom_kills;
+        }
     }
 
     /// The name of a run.

@@ -67,7 +67,7 @@ impl Stack {
             service.has_started = false;
             if !service.has_runs() {
                 service.replicas.values_mut().for_each(Replica::lay_down);
-                service.replicas.retain(|_, replica| !replica.is_leaving);
+                service.drop_those_that_left();
                 gone |= service.is_removed();
                 continue;
             }
@@ -311,7 +311,7 @@ fn keep_count(now: Duration, service: &mut Service, effects: &mut Vec<Effect>) {
         let Some(number) = free else { break };
         let mut replica = Replica::new();
         if number == 1 {
-            (replica.restarts, replica.oom_kills) = service.remembered;
+            (replica.restarts, replica.oom_kills) = std::mem::take(&mut service.remembered);
         }
         service.replicas.insert(number, replica);
     }
@@ -327,7 +327,7 @@ fn keep_count(now: Duration, service: &mut Service, effects: &mut Vec<Effect>) {
         }
         service.end_run(now, number, Reason::ScaledIn, How::Drain, effects);
     }
-    service.replicas.retain(|_, replica| !(replica.is_leaving && replica.run.is_none()));
+    service.drop_those_that_left();
     for replica in service.replicas.values_mut().filter(|replica| replica.run.is_none()) {
         if replica.rest == Rest::Idle {
             replica.rest = Rest::Waiting(now);

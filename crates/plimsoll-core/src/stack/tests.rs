@@ -439,6 +439,25 @@ fn whoever_asks_while_nobody_is_up_waits_for_those_that_come_soon() {
 }
 
 #[test]
+fn what_was_counted_outlives_its_replica() {
+    let mut bench = Bench::new(&[("a", ServiceSpec { replicas: 3, ..always() })]);
+    bench.run_all();
+    let restarts = |bench: &Bench| bench.stack.snapshot(bench.now).services.iter().map(|row| row.restarts).sum::<u64>();
+    for replica in [1, 3] {
+        let generation = u64::from(replica);
+        bench.exit(&Instance { service: "a".into(), replica, generation }, Cause::Crashed);
+    }
+    assert_eq!(restarts(&bench), 2);
+    // The first one has no run at this moment: it is the first to go.
+    bench.command(1, Command::Scale("a".into(), 1));
+    let two = Instance { service: "a".into(), replica: 2, generation: 2 };
+    bench.command(2, Command::Scale("a".into(), 0));
+    bench.exit(&two, Cause::Stopped);
+    bench.command(3, Command::Scale("a".into(), 2));
+    assert_eq!(restarts(&bench), 2, "{:?}", bench.stack.snapshot(bench.now).services);
+}
+
+#[test]
 fn a_kill_for_memory_is_counted_once() {
     let mut bench = Bench::new(&[("a", always())]);
     let one = bench.starts().remove(0);

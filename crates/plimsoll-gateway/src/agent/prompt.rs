@@ -1,7 +1,6 @@
 //! What an agent is asked.
 
-use serde::Serialize;
-
+pub use crate::chat::{Message, Role};
 use crate::desk::Turn;
 
 /// One turn's question.
@@ -17,45 +16,12 @@ pub struct Prompt {
     pub system: Option<String>,
 }
 
-/// A message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Message {
-    /// Whose.
-    pub role: Role,
-    /// Its text.
-    pub content: String,
-}
-
-/// Who said something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Whoever runs the conversation.
-    System,
-    /// Whoever asks.
-    User,
-    /// An agent.
-    Assistant,
-}
-
-impl Role {
-    /// As it is written in JSON.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-        }
-    }
-}
-
 impl Prompt {
     /// The whole question as one text, for protocols that know no messages. What users said last is the question; what was
     /// said before is told as a report.
     #[must_use]
     pub fn text(&self) -> String {
-        let asked = self.messages.iter().rev().take_while(|message| message.role == Role::User).count();
+        let asked = self.messages.iter().rev().take_while(|message| message.role != Role::Assistant).count();
         let (before, question) = self.messages.split_at(self.messages.len() - asked);
         let mut parts: Vec<String> = Vec::new();
         if let Some(system) = &self.system {

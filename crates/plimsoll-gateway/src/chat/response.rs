@@ -83,6 +83,12 @@ pub struct Chunks {
 }
 
 impl Chunks {
+    /// The model's name.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.head.model
+    }
+
     /// Of an answer; with `include_usage` as the request had it.
     #[must_use]
     pub fn new(head: Head, include_usage: bool) -> Self {

@@ -1,18 +1,19 @@
 //! Where one may ask, and who.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hyper::header::{self, HeaderMap};
 use hyper::{StatusCode, Uri};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use crate::gateway::{GatewayError, bind};
-use crate::secret::Secret;
-use crate::tokens::bearer;
+use crate::tokens::{Buckets, Known, Tokens, bearer};
 
 /// A bound address with its rules.
 #[derive(Debug)]
@@ -21,7 +22,8 @@ pub struct Door {
     /// Names under which this machine is known, beside the loopback's.
     hosts: Vec<String>,
     /// What a stranger has to show.
-    token: Option<Secret>,
+    tokens: Option<Tokens>,
+    buckets: RefCell<Buckets>,
 }
 
 #[derive(Debug)]
@@ -75,18 +77,17 @@ impl Door {
         std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         std::fs::rename(&new, path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { bound: Bound::Socket(listener, path.to_owned()), hosts: Vec::new(), token: None })
+        Ok(Self { bound: Bound::Socket(listener, path.to_owned()), hosts: Vec::new(), tokens: None, buckets: RefCell::default() })
     }
 
     /// A TCP port. `hosts` are names (without a port) under which it may be asked beside the loopback's. An address that
-    /// others than this machine reach needs `token`; on the loopback it is not asked for.
+    /// others than this machine reach needs `tokens`; on the loopback none is asked for.
     ///
     /// # Errors
     /// When the address is taken or not this machine's, or a token is missing.
-    pub fn port(address: SocketAddr, hosts: Vec<String>, token: Option<String>) -> Result<Self, GatewayError> {
+    pub fn port(address: SocketAddr, hosts: Vec<String>, tokens: Option<Tokens>) -> Result<Self, GatewayError> {
         let is_local = address.ip().to_canonical().is_loopback();
-        let token = token.filter(|token| !token.is_empty());
-        if !is_local && token.is_none() {
+        if !is_local && tokens.is_none() {
             return Err(GatewayError::NeedsToken(address));
         }
         let failed = |source: io::Error| GatewayError::Listen { address: address.to_string(), source };
@@ -96,8 +97,9 @@ impl Door {
         if !is_local && !address.ip().is_unspecified() {
             hosts.push(address.ip().to_string());
         }
-        let token = token.filter(|_| !is_local).map(Secret::new);
-        Ok(Self { bound: Bound::Port(listener, address), hosts, token })
+        let tokens = tokens.filter(|_| !is_local);
+        let buckets = RefCell::new(tokens.as_ref().map(Tokens::buckets).unwrap_or_default());
+        Ok(Self { bound: Bound::Port(listener, address), hosts, tokens, buckets })
     }
 
     /// Where a port listens; `None` of a socket.
@@ -126,10 +128,10 @@ impl Door {
         stream.peer_cred().is_ok_and(|peer| peer.uid() == ours || peer.uid() == 0)
     }
 
-    /// May this question be asked here?
-    pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Turned> {
+    /// May this question be asked here? With which token, where one is asked for.
+    pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<Option<Known>, Turned> {
         if self.is_socket() {
-            return Ok(()); // no page of a browser reaches it
+            return Ok(None); // no page of a browser reaches it
         }
         let mut names = headers.get_all(header::HOST).into_iter();
         let named = match (uri.authority(), names.next(), names.next()) {
@@ -147,13 +149,28 @@ impl Door {
                 return Err(Turned::Origin);
             }
         }
-        match &self.token {
-            None => Ok(()),
-            Some(token) => {
-                let shown = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
-                if shown.is_some_and(|shown| token.is(shown)) { Ok(()) } else { Err(Turned::Token) }
-            }
+        let Some(tokens) = &self.tokens else { return Ok(None) };
+        let in_header = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
+        // Whoever cannot set a header has it in the path: `/webhook/POOL/TOKEN`.
+        let in_path = uri.path().strip_prefix("/webhook/").and_then(|rest| rest.split_once('/'));
+        let shown = in_header.or(in_path.map(|(_, token)| token.as_bytes()));
+        shown.and_then(|shown| tokens.find(shown)).map(Some).ok_or(Turned::Token)
+    }
+
+    /// Whether a token is for this pool.
+    pub(crate) fn is_for(&self, known: Option<Known>, pool: &str) -> bool {
+        match (&self.tokens, known) {
+            (Some(tokens), Some(known)) => tokens.is_for(known, pool),
+            _ => true,
         }
+    }
+
+    /// Takes one request of a token's rate.
+    ///
+    /// # Errors
+    /// How long until there is one again.
+    pub(crate) fn take(&self, known: Option<Known>, now: Duration) -> Result<(), Duration> {
+        known.map_or(Ok(()), |known| self.buckets.borrow_mut().take(known, now))
     }
 }
 
@@ -200,6 +217,10 @@ mod tests {
             .collect()
     }
 
+    fn tokens(token: &str) -> Option<Tokens> {
+        Some(Tokens::parse(token).unwrap())
+    }
+
     #[test]
     fn names_of_this_machine() {
         let hosts = vec!["bot.internal".to_owned()];
@@ -235,8 +256,8 @@ mod tests {
     #[test]
     fn a_page_of_another_origin_is_turned_away() {
         let door =
-            Door::port("127.0.0.1:0".parse().unwrap(), vec!["bot.internal".into()], Some("unused".into())).unwrap();
-        let check = |all: &[(&'static str, &'static str)]| door.check(&Uri::from_static("/"), &headers(all));
+            Door::port("127.0.0.1:0".parse().unwrap(), vec!["bot.internal".into()], tokens("unusedunusedunused")).unwrap();
+        let check = |all: &[(&'static str, &'static str)]| door.check(&Uri::from_static("/"), &headers(all)).map(drop);
         assert_eq!(check(&[("host", "localhost:7070")]), Ok(()));
         assert_eq!(check(&[("host", "localhost"), ("origin", "http://localhost:3000")]), Ok(()));
         assert_eq!(check(&[("host", "bot.internal"), ("origin", "https://bot.internal")]), Ok(()));
@@ -253,15 +274,16 @@ mod tests {
     fn from_outside_only_with_the_token() {
         let outside = "0.0.0.0:0".parse().unwrap();
         assert!(matches!(Door::port(outside, vec![], None), Err(GatewayError::NeedsToken(_))));
-        assert!(matches!(Door::port(outside, vec![], Some(String::new())), Err(GatewayError::NeedsToken(_))));
-        let door = Door::port(outside, vec!["bot.internal".into()], Some("s3cret".into())).unwrap();
+        let door = Door::port(outside, vec!["bot.internal".into()], tokens("s3cret-s3cret-s3cret")).unwrap();
         let check = |value| {
             let mut all = headers(&[("host", "bot.internal")]);
             all.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
-            door.check(&Uri::from_static("/"), &all)
+            door.check(&Uri::from_static("/"), &all).map(drop)
         };
-        assert_eq!(check("Bearer s3cret"), Ok(()));
-        for wrong in ["", "Bearer ", "Bearer s3cre", "Bearer s3cret2", "s3cret", "Basic s3cret"] {
+        assert_eq!(check("Bearer s3cret-s3cret-s3cret"), Ok(()));
+        let in_path = Uri::from_static("/webhook/bot/s3cret-s3cret-s3cret");
+        assert_eq!(door.check(&in_path, &headers(&[("host", "bot.internal")])).map(drop), Ok(()));
+        for wrong in ["", "Bearer ", "Bearer s3cret-s3cret-s3cre", "Bearer s3cret-s3cret-s3cret2", "s3cret-s3cret-s3cret"] {
             assert_eq!(check(wrong), Err(Turned::Token), "{wrong:?}");
         }
     }

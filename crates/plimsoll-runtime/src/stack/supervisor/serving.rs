@@ -7,9 +7,10 @@ use plimsoll_core::stack::input::Outcome;
 use plimsoll_core::stack::{Input, Instance, Name, Turn};
 use plimsoll_gateway::agent::claude;
 use plimsoll_gateway::control::Door;
-use plimsoll_gateway::desk::{self, Plea, Session, Verdict};
+use plimsoll_gateway::desk::{self, Plea, Session, Settings, Verdict};
 use plimsoll_model::pool::{GatewaySpec, PoolSpec, Protocol};
-use plimsoll_model::stack::ServiceSpec;
+use plimsoll_gateway::tokens::Tokens;
+use plimsoll_model::stack::{ServiceSpec, StackSpec};
 
 use super::Supervisor;
 use crate::stack::replica::Replica;
@@ -58,6 +59,9 @@ impl Supervisor<'_> {
 
     /// The room is told which pools there are.
     pub(super) fn tell_pools(&self) {
+        let campfire = self.options.spec.gateway.as_ref().and_then(|gateway| gateway.campfire.clone());
+        let settings = Settings { state_dir: Some(self.options.state_dir.clone()), campfire };
+        self.gateway.tell(Verdict::Settings(settings));
         let pools = self.options.spec.pools.iter().map(|(name, pool)| (name.as_str().into(), Arc::new(pool.clone())));
         self.gateway.tell(Verdict::Pools(pools.collect()));
     }
@@ -65,8 +69,8 @@ impl Supervisor<'_> {
     /// Opens the gateway's port.
     pub(super) fn open_gateway(&mut self) {
         let Some(spec) = self.options.spec.gateway.clone() else { return };
-        let opened = token(&spec)
-            .and_then(|token| Door::port(spec.listen, spec.hosts.clone(), token).map_err(|error| error.to_string()));
+        let opened = tokens(&spec, &self.options.spec)
+            .and_then(|tokens| Door::port(spec.listen, spec.hosts.clone(), tokens).map_err(|error| error.to_string()));
         match opened {
             Ok(door) => {
                 let ask = self.ask.clone();
@@ -119,13 +123,14 @@ impl Supervisor<'_> {
     }
 }
 
-/// The token that strangers have to show.
-fn token(spec: &GatewaySpec) -> Result<Option<String>, String> {
+/// The tokens that strangers have to show.
+fn tokens(spec: &GatewaySpec, pools: &StackSpec) -> Result<Option<Tokens>, String> {
     let Some(file) = &spec.token_file else { return Ok(None) };
-    let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    let mut words = text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
-    let token = words.next().ok_or_else(|| format!("{}: there is no token in it", file.display()))?;
-    Ok(Some(token.to_owned()))
+    let shown = file.display();
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{shown}: {error}"))?;
+    let tokens = Tokens::parse(&text).map_err(|error| format!("{shown}: {error}"))?;
+    tokens.check(|name| pools.pools.contains_key(name)).map_err(|error| format!("{shown}: {error}"))?;
+    Ok(Some(tokens))
 }
 
 /// The command with which an agent is started: what its protocol needs is added.

@@ -1,5 +1,6 @@
 //! How the whole stands, for those who watch us: health and readiness over HTTP, and what the service manager hears.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use plimsoll_core::stack::Stage;
 use plimsoll_core::stack::snapshot::{ServiceRow, Snapshot, State};
 use plimsoll_gateway::control::Answer as Text;
@@ -110,18 +111,21 @@ impl Supervisor<'_> {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         let all = own_resident() + self.budget.usage().unwrap_or(0);
         let ports = self.gateway.tallies();
+        let (served, turns) = (self.gateway.served(), |count: &AtomicU64| count.load(Ordering::Relaxed));
         let requests: u64 = ports.values().flat_map(|tally| tally.responses).sum();
         let json = serde_json::json!({
             "status": word.as_str(),
             "memory": {"rss_mb": mib(all), "self_rss_mb": mib(resident("self"))},
-            "active_queries": ports.values().map(|tally| tally.outstanding + tally.waiting).sum::<u64>(),
+            "active_queries": ports.values().map(|tally| tally.outstanding + tally.waiting).sum::<u64>()
+                + turns(&served.active),
             "stats": {
-                "total_requests": requests,
-                "total_errors": ports.values().map(|tally| tally.responses[4]).sum::<u64>(),
-                "restart_count": self.journal.remembered().iter().map(|known| known.restarts).sum::<u64>(),
+                "total_requests": requests + turns(&served.requests),
+                "total_errors": ports.values().map(|tally| tally.responses[4]).sum::<u64>() + turns(&served.errors),
+                "restart_count": snapshot.pools.iter().map(|row| row.recycled).sum::<u64>() + self.journal.remembered().iter().map(|known| known.restarts).sum::<u64>(),
             },
             // Restarts in the rows that are not over: 0 when everything has run well for a while.
-            "recovery_attempts": snapshot.services.iter().map(|row| u64::from(row.attempt)).sum::<u64>(),
+            "recovery_attempts": snapshot.services.iter().map(|row| u64::from(row.attempt)).sum::<u64>()
+                + snapshot.pools.iter().map(|row| u64::from(row.failed_starts)).sum::<u64>(),
         });
         Text { status: word.status(), ..Text::json(json.to_string()) }
     }
