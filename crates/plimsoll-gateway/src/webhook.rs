@@ -389,6 +389,21 @@ mod tests {
         assert_eq!(Message::parse(b"{\"room\":{\"id\":1},\"content\":\"\xff\"}"), Err(Unfit::Shape));
     }
 
+    /// The thread of this room has half a megabyte.
+    #[test]
+    fn a_small_stack_will_do() {
+        let work = || {
+            for deep in ["[".repeat(100_000), "{\"a\":".repeat(100_000)] {
+                for body in [format!("{{\"room\":{{\"id\":{deep}"), format!("{{\"x\":{deep}"), deep.clone()] {
+                    assert_eq!(Message::parse(body[..body.len().min(LARGEST_BODY)].as_bytes()), Err(Unfit::Shape));
+                }
+            }
+            let nested = format!("{{\"room\":{{\"id\":{}1{}}},\"content\":\"x\"}}", "[".repeat(120), "]".repeat(120));
+            assert_eq!(Message::parse(nested.as_bytes()), Err(Unfit::Shape));
+        };
+        std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap().join().unwrap();
+    }
+
     #[test]
     fn answers_as_they_are() {
         assert_eq!(said("<b>x</b>\n"), Some("<b>x</b>\n"));

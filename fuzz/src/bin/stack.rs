@@ -38,7 +38,8 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(again.spec, loaded.spec);
     assert!(loaded.warnings.iter().all(|finding| finding.severity == Severity::Warning));
     let spec = &loaded.spec;
-    assert!(!spec.services.is_empty());
+    assert!(!spec.services.is_empty() || !spec.pools.is_empty());
+    assert!(spec.pools.is_empty() || spec.gateway.is_some());
     if let Amount::Percent(percent) = spec.budget.memory {
         assert!(percent > 0.0 && percent <= 100.0);
     }
@@ -55,6 +56,23 @@ fuzz_target!(|data: &[u8]| {
         assert!(service.min_available <= service.most_replicas());
         let texts = service.command.iter().chain(service.environment.values()).chain(service.environment.keys());
         assert!(texts.into_iter().all(|text| !text.contains('\0')));
+    }
+    let mut models: Vec<&String> = spec.pools.keys().collect();
+    for (name, pool) in &spec.pools {
+        assert!(!spec.services.contains_key(name) && loaded.place(name, None).is_some(), "{name}");
+        assert!(pool.max_sessions >= 1 && pool.most_processes() >= pool.least_processes());
+        assert!(pool.max_turns.is_none_or(|turns| turns > pool.max_turns_jitter));
+        assert!(pool.recycle_above.zip(pool.process.mem_limit).is_none_or(|(soft, hard)| soft <= hard));
+        assert!(pool.process.command.first().is_some_and(|program| !program.is_empty()));
+        assert!(pool.process.listen.is_none() && pool.process.scale.is_none() && pool.process.depends_on.is_empty());
+        models.extend(&pool.models);
+    }
+    let names = models.len();
+    models.sort_unstable();
+    models.dedup();
+    assert_eq!(models.len(), names, "a model is that of one pool");
+    if let Some(gateway) = &spec.gateway {
+        assert!(gateway.listen.ip().to_canonical().is_loopback() || gateway.token_file.is_some());
     }
     for alert in &spec.alerts {
         if let Gauge::ServiceMemory(name) | Gauge::ServiceRestarts(name) = &alert.gauge {

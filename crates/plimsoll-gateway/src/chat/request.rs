@@ -571,6 +571,27 @@ mod tests {
         assert_eq!(Request::parse(deep.as_bytes()).unwrap_err().status, 400);
     }
 
+    /// The thread of this room has half a megabyte.
+    #[test]
+    fn a_small_stack_will_do() {
+        let work = || {
+            for deep in ["[".repeat(1 << 20), "{\"a\":".repeat(1 << 18)] {
+                for key in ["x", "messages", "metadata", "response_format", "n", "model"] {
+                    let body = format!("{{\"model\":\"m\",\"{key}\":{deep}");
+                    assert_eq!(Request::parse(body.as_bytes()).unwrap_err().status, 400);
+                }
+            }
+            let nested = "[".repeat(120) + &"]".repeat(120);
+            for key in ["messages", "metadata", "response_format", "n"] {
+                let body = format!("{{\"model\":\"m\",\"messages\":[],\"{key}\":{nested}}}");
+                assert_eq!(Request::parse(body.as_bytes()).unwrap_err().status, 400);
+            }
+            let answer = format!("{{\"a\":{nested}}}");
+            assert!(Format::Object.take(&answer).is_ok());
+        };
+        std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap().join().unwrap();
+    }
+
     #[test]
     fn a_session_by_header_first() {
         let request = parse(&with(json!({"metadata": {"session_id": "a"}}))).unwrap();

@@ -19,8 +19,10 @@ use serde_json::{Map, Number, Value};
 
 /// Comparisons for one value: an answer of a megabyte takes some ten thousand, a schema that branches without end all.
 const MOST_STEPS: u64 = 2_000_000;
-/// Schemas within one another while a value is looked at, references included.
-const DEEPEST: u32 = 200;
+/// Schemas within one another while a value is looked at, references included: the thread's stack is small.
+const DEEPEST: u32 = 48;
+/// Schemas within one another as they are written, for the same reason.
+const DEEPEST_WRITTEN: u32 = 32;
 /// What a pattern may compile to, bytes.
 const LARGEST_PATTERN: usize = 64 << 10;
 
@@ -63,8 +65,12 @@ impl Schema {
     /// The first word that is not known, or has a value that it cannot have.
     pub fn new(root: Value) -> Result<Self, Refused> {
         let mut schema = Self { root: Value::Null, patterns: BTreeMap::new() };
-        let mut admitting = Admitting { root: &root, seen: BTreeSet::new(), patterns: &mut schema.patterns };
-        admitting.admit(&root, "#")?;
+        let mut admitting =
+            Admitting { root: &root, seen: BTreeSet::new(), left: Vec::new(), patterns: &mut schema.patterns };
+        admitting.admit(&root, "#", 0)?;
+        while let Some((at, target)) = admitting.left.pop() {
+            admitting.admit(target, at, 0)?;
+        }
         schema.root = root;
         Ok(schema)
     }
@@ -87,16 +93,21 @@ impl Schema {
 
 const TYPES: [&str; 7] = ["object", "array", "string", "number", "integer", "boolean", "null"];
 
-struct Admitting<'a> {
+struct Admitting<'a, 'p> {
     root: &'a Value,
-    /// References that were followed.
-    seen: BTreeSet<String>,
-    patterns: &'a mut BTreeMap<String, Regex>,
+    /// References that were met.
+    seen: BTreeSet<&'a str>,
+    /// Of those, the ones that are still to be followed: one after the other, for a chain of them may be long.
+    left: Vec<(&'a str, &'a Value)>,
+    patterns: &'p mut BTreeMap<String, Regex>,
 }
 
-impl Admitting<'_> {
-    fn admit(&mut self, schema: &Value, at: &str) -> Result<(), Refused> {
+impl<'a> Admitting<'a, '_> {
+    fn admit(&mut self, schema: &'a Value, at: &str, depth: u32) -> Result<(), Refused> {
         let refuse = |why: String| Err(Refused { at: at.to_owned(), why });
+        if depth > DEEPEST_WRITTEN {
+            return refuse(format!("more than {DEEPEST_WRITTEN} schemas within one another are too many"));
+        }
         let words = match schema {
             Value::Bool(_) => return Ok(()),
             Value::Object(words) => words,
@@ -131,20 +142,20 @@ impl Admitting<'_> {
                 "properties" | "$defs" | "definitions" => match is {
                     Value::Object(all) => {
                         for (name, schema) in all {
-                            self.admit(schema, &format!("{here}/{name}"))?;
+                            self.admit(schema, &format!("{here}/{name}"), depth + 1)?;
                         }
                         true
                     }
                     _ => false,
                 },
                 "additionalProperties" | "items" | "not" => {
-                    self.admit(is, &here)?;
+                    self.admit(is, &here, depth + 1)?;
                     true
                 }
                 "prefixItems" | "anyOf" | "oneOf" | "allOf" => match is {
                     Value::Array(all) if !all.is_empty() => {
                         for (index, schema) in all.iter().enumerate() {
-                            self.admit(schema, &format!("{here}/{index}"))?;
+                            self.admit(schema, &format!("{here}/{index}"), depth + 1)?;
                         }
                         true
                     }
@@ -155,8 +166,8 @@ impl Admitting<'_> {
                         let Some(target) = within(self.root, to) else {
                             return refuse("a `$ref` leads to a place within the schema: `#/$defs/NAME`".to_owned());
                         };
-                        if self.seen.insert(to.to_owned()) {
-                            self.admit(target, to)?;
+                        if self.seen.insert(to) {
+                            self.left.push((to, target));
                         }
                         true
                     }
@@ -592,6 +603,25 @@ mod tests {
         let pattern = Schema::new(json!({"pattern": "(a*)*b"})).unwrap();
         assert!(matches!(pattern.check(&json!("a".repeat(10_000))), Err(Miss::Wrong(_))));
         assert_eq!(pattern.check(&json!("a".repeat(10_000_000))), Err(Miss::Spent));
+    }
+
+    /// The thread of this room has half a megabyte.
+    #[test]
+    fn a_small_stack_will_do() {
+        let work = || {
+            let circle = json!({"anyOf": [{"type": "null"}, {"allOf": [{"properties": {"a": {"$ref": "#"}}}]}]});
+            let circle = Schema::new(circle).unwrap();
+            let deep: Value = serde_json::from_str(&("{\"a\":".repeat(120) + "1" + &"}".repeat(120))).unwrap();
+            assert_eq!(circle.check(&deep), Err(Miss::Spent));
+            assert_eq!(Schema::new(json!({"$ref": "#"})).unwrap().check(&deep), Err(Miss::Spent));
+            let nested = "{\"not\":".repeat(120) + "{}" + &"}".repeat(120);
+            assert!(Schema::new(serde_json::from_str(&nested).unwrap()).unwrap_err().why.contains("too many"));
+            let chain: Map<String, Value> =
+                (0..2000).map(|n| (n.to_string(), json!({"$ref": format!("#/$defs/{}", n + 1)}))).collect();
+            let chain = json!({"$ref": "#/$defs/0", "$defs": chain});
+            let _ = Schema::new(chain).map(|chain| chain.check(&json!(1)));
+        };
+        std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap().join().unwrap();
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
