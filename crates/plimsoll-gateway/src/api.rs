@@ -81,7 +81,9 @@ impl Api {
         let pools = self.turns.pools();
         let answered = match (request.method(), parts.as_slice()) {
             (&Method::POST, ["v1", "chat", "completions"]) => self.complete(door, known, request).await,
-            (&Method::GET, ["v1", "models"]) => Ok(json(models::list(&pools, |pool| door.is_for(known, pool), self.born))),
+            (&Method::GET, ["v1", "models"]) => {
+                Ok(json(models::list(&pools, |pool| door.is_for(known, pool), self.born)))
+            }
             (&Method::GET, ["v1", "models", id]) => match models::pool_of(&pools, id) {
                 Some((pool, _)) if door.is_for(known, pool) => Ok(json(models::one(id, self.born))),
                 _ => Err(Problem::no_model(id)),
@@ -163,7 +165,8 @@ impl Api {
         };
         let answered = async {
             let ask = question(asked.messages.clone(), asked.format.instruction());
-            let (text, usage) = self.turns.begin(ask)?.whole().await.map_err(|failure| problem(&head.model, failure))?;
+            let (text, usage) =
+                self.turns.begin(ask)?.whole().await.map_err(|failure| problem(&head.model, failure))?;
             let why = match asked.format.take(&text) {
                 Ok(taken) => return Ok((taken.to_owned(), cost(usage))),
                 Err(why) => why,
@@ -295,7 +298,8 @@ async fn streamed(mut reader: Reader, chunks: Chunks) -> Result<Response<Words>,
     let (say, coming) = mpsc::channel(BEHIND);
     tokio::task::spawn_local(async move {
         // Whoever does not listen for a minute, or has gone, is not written to any more: the reader goes with this task.
-        let send = async |text: String| timeout(SLOWEST, say.send(Bytes::from(text))).await.is_ok_and(|sent| sent.is_ok());
+        let send =
+            async |text: String| timeout(SLOWEST, say.send(Bytes::from(text))).await.is_ok_and(|sent| sent.is_ok());
         if !send(chunks.first()).await {
             return;
         }

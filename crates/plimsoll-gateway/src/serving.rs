@@ -150,12 +150,7 @@ pub(crate) struct Reader {
 
 impl Tape {
     fn new(goes_on: bool) -> Rc<Self> {
-        Rc::new(Self {
-            notes: RefCell::default(),
-            changed: Notify::new(),
-            readers: Cell::new(0),
-            goes_on,
-        })
+        Rc::new(Self { notes: RefCell::default(), changed: Notify::new(), readers: Cell::new(0), goes_on })
     }
 
     fn write(&self, note: Note) {
@@ -408,13 +403,6 @@ impl Turns {
         let said: Vec<Spoken> = said.iter().map(spoken).collect();
         // A disk that is full costs a conversation its memory, and no answer.
         let _ = if is_all { all.replace(pool, key, &said) } else { all.append(pool, key, &said) };
-    }
-
-    /// A conversation is over, and nobody will go on with it.
-    pub(crate) fn forget(&self, pool: &str, key: &str) {
-        if let Some(all) = self.conversations.borrow().as_ref() {
-            let _ = all.forget(pool, key);
-        }
     }
 
     /// A turn from its question to the last piece of its answer.

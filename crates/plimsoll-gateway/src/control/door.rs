@@ -77,7 +77,12 @@ impl Door {
         std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         std::fs::rename(&new, path).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { bound: Bound::Socket(listener, path.to_owned()), hosts: Vec::new(), tokens: None, buckets: RefCell::default() })
+        Ok(Self {
+            bound: Bound::Socket(listener, path.to_owned()),
+            hosts: Vec::new(),
+            tokens: None,
+            buckets: RefCell::default(),
+        })
     }
 
     /// A TCP port. `hosts` are names (without a port) under which it may be asked beside the loopback's. An address that
@@ -256,7 +261,8 @@ mod tests {
     #[test]
     fn a_page_of_another_origin_is_turned_away() {
         let door =
-            Door::port("127.0.0.1:0".parse().unwrap(), vec!["bot.internal".into()], tokens("unusedunusedunused")).unwrap();
+            Door::port("127.0.0.1:0".parse().unwrap(), vec!["bot.internal".into()], tokens("unusedunusedunused"))
+                .unwrap();
         let check = |all: &[(&'static str, &'static str)]| door.check(&Uri::from_static("/"), &headers(all)).map(drop);
         assert_eq!(check(&[("host", "localhost:7070")]), Ok(()));
         assert_eq!(check(&[("host", "localhost"), ("origin", "http://localhost:3000")]), Ok(()));
@@ -283,7 +289,9 @@ mod tests {
         assert_eq!(check("Bearer s3cret-s3cret-s3cret"), Ok(()));
         let in_path = Uri::from_static("/webhook/bot/s3cret-s3cret-s3cret");
         assert_eq!(door.check(&in_path, &headers(&[("host", "bot.internal")])).map(drop), Ok(()));
-        for wrong in ["", "Bearer ", "Bearer s3cret-s3cret-s3cre", "Bearer s3cret-s3cret-s3cret2", "s3cret-s3cret-s3cret"] {
+        for wrong in
+            ["", "Bearer ", "Bearer s3cret-s3cret-s3cre", "Bearer s3cret-s3cret-s3cret2", "s3cret-s3cret-s3cret"]
+        {
             assert_eq!(check(wrong), Err(Turned::Token), "{wrong:?}");
         }
     }

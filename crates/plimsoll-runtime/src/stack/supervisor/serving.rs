@@ -8,8 +8,8 @@ use plimsoll_core::stack::{Input, Instance, Name, Turn};
 use plimsoll_gateway::agent::claude;
 use plimsoll_gateway::control::Door;
 use plimsoll_gateway::desk::{self, Plea, Session, Settings, Verdict};
-use plimsoll_model::pool::{GatewaySpec, PoolSpec, Protocol};
 use plimsoll_gateway::tokens::Tokens;
+use plimsoll_model::pool::{GatewaySpec, PoolSpec, Protocol};
 use plimsoll_model::stack::{ServiceSpec, StackSpec};
 
 use super::Supervisor;

@@ -1,11 +1,11 @@
 //! How the whole stands, for those who watch us: health and readiness over HTTP, and what the service manager hears.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use plimsoll_core::stack::Stage;
 use plimsoll_core::stack::snapshot::{ServiceRow, Snapshot, State};
 use plimsoll_gateway::control::Answer as Text;
 use plimsoll_kernel::clock::Instant;
 use plimsoll_model::size::Human;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Supervisor;
 use super::metrics::{own_resident, resident};
