@@ -231,7 +231,8 @@ impl Api {
             Ok(reader) => reader,
             Err(_) => return empty(StatusCode::BAD_REQUEST),
         };
-        match message.reply_to(self.campfire.borrow().as_deref()) {
+        let address = message.reply_to(self.campfire.borrow().as_deref());
+        match address {
             Some(address) => {
                 let api = self.clone();
                 tokio::task::spawn_local(async move { api.reply(reader, message, address).await });

@@ -52,13 +52,16 @@ pub(crate) struct Turns {
     pools: RefCell<BTreeMap<Arc<str>, Arc<PoolSpec>>>,
     sessions: RefCell<BTreeMap<Session, Rc<Seat>>>,
     /// Turns that wait for a session.
-    asked: RefCell<BTreeMap<Turn, oneshot::Sender<Result<(Session, bool), Denial>>>>,
+    asked: RefCell<BTreeMap<Turn, oneshot::Sender<Assigned>>>,
     last: Cell<u64>,
     /// Turns that are on their way, or were a moment ago, for those that ask again.
     recent: RefCell<BTreeMap<Same, (Rc<Tape>, Instant)>>,
     conversations: RefCell<Option<Conversations>>,
     counts: Arc<Counts>,
 }
+
+/// A session, and whether it is new to the turn's conversation; or why there is none.
+type Assigned = Result<(Session, bool), Denial>;
 
 /// What makes two requests one turn.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -201,8 +201,11 @@ impl Agent {
         first.extend(lines(&self.script["start"]));
         let mut manner = Manner::new();
         for deed in first {
-            // Nobody can interrupt what has not begun.
-            let _ = self.act(deed, &mut manner)?;
+            // Nobody is heard before it has started.
+            match deed {
+                Deed::Sleep(pause) => std::thread::sleep(pause),
+                deed => _ = self.act(deed, &mut manner)?,
+            }
         }
         if self.voice.protocol() == Protocol::Exec {
             let text = String::from_utf8_lossy(&self.inbox.rest()).into_owned();
