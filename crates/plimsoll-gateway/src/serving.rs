@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use plimsoll_model::pool::PoolSpec;
+use plimsoll_model::pool::{PoolSpec, Protocol};
 use plimsoll_store::conversations::{Conversations, Spoken};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout};
@@ -85,8 +85,10 @@ pub struct Counts {
 /// One session's process.
 struct Seat {
     agent: Agent,
-    /// Why its process is gone, once it is.
-    ended: RefCell<Option<String>>,
+    /// Whether it answers one turn by ending.
+    is_exec: bool,
+    /// Why its process is gone, once it is, and whether that is a failure.
+    ended: RefCell<Option<(String, bool)>>,
     /// Why its turn was stopped.
     interrupted: RefCell<Option<String>>,
     changed: Notify,
@@ -149,6 +151,15 @@ pub(crate) struct Tape {
 pub(crate) struct Reader {
     tape: Rc<Tape>,
     at: usize,
+}
+
+impl Seat {
+    /// Waits until nothing is left of its process.
+    async fn is_gone(&self) {
+        while self.ended.borrow().is_none() {
+            self.changed.notified().await;
+        }
+    }
 }
 
 impl Tape {
@@ -274,6 +285,7 @@ impl Turns {
                 };
                 let seat = Rc::new(Seat {
                     agent,
+                    is_exec: spec.protocol == Protocol::Exec,
                     ended: RefCell::default(),
                     interrupted: RefCell::default(),
                     changed: Notify::new(),
@@ -307,9 +319,9 @@ impl Turns {
                     seat.agent.stage(stage, scale);
                 }
             }
-            Verdict::Ended { session, why } => {
+            Verdict::Ended { session, why, is_failed } => {
                 if let Some(seat) = self.sessions.borrow_mut().remove(&session) {
-                    *seat.ended.borrow_mut() = Some(why.clone());
+                    *seat.ended.borrow_mut() = Some((why.clone(), is_failed));
                     seat.agent.end(&why);
                     seat.changed.notify_waiters();
                 }
@@ -319,11 +331,7 @@ impl Turns {
 
     /// Tells when an agent is ready, and when it is lost between two turns.
     async fn look_after(self: Rc<Self>, session: Session, seat: Rc<Seat>) {
-        let ended = async {
-            while seat.ended.borrow().is_none() {
-                seat.changed.notified().await;
-            }
-        };
+        let ended = seat.is_gone();
         let work = async {
             if let Err(why) = seat.agent.start().await {
                 return self.say(Plea::Lost { session, why: why.0 }).await;
@@ -484,6 +492,14 @@ impl Turns {
                 Some(Piece::Alive) => {}
                 Some(Piece::Final { text: whole, usage, context_percent, .. }) => {
                     let text = whole.unwrap_or(text);
+                    if seat.is_exec
+                        && timeout(LAST_WORDS, seat.is_gone()).await.is_ok()
+                        && let Some((why, true)) = seat.ended.borrow().clone()
+                    {
+                        // The end of its output is the end of its answer only if it ended as it should.
+                        tape.write(Note::Failed(Failure::Broken(why.clone())));
+                        return (Outcome::Broken(why), None);
+                    }
                     if let Some(key) = ask.key.as_ref().filter(|_| !ask.is_aside) {
                         // Before it is answered: what was acknowledged is known after a crash as well.
                         let (said, is_all) = match step {
@@ -517,14 +533,9 @@ impl Turns {
     async fn broken(&self, turn: Turn, session: Session, seat: &Seat, why: String, tape: &Tape) -> Option<f64> {
         let outcome = Outcome::Broken(why.clone());
         self.say(Plea::Done { turn, session, outcome, context_percent: None }).await;
-        let ended = async {
-            while seat.ended.borrow().is_none() {
-                seat.changed.notified().await;
-            }
-        };
-        let _ = timeout(LAST_WORDS, ended).await;
+        let _ = timeout(LAST_WORDS, seat.is_gone()).await;
         let stopped = seat.interrupted.take();
-        let better = seat.ended.borrow().clone();
+        let better = seat.ended.borrow().clone().map(|(why, _)| why);
         tape.write(Note::Failed(match (stopped, better) {
             (Some(why), _) => Failure::Stopped(why),
             (None, Some(better)) => Failure::Broken(format!("{why}: {better}")),

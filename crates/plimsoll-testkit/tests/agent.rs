@@ -69,7 +69,7 @@ fn fake(protocol: Protocol, options: &[&str]) -> Live {
 
 /// The kit's agent, ready.
 async fn ready(protocol: Protocol, options: &[&str]) -> Live {
-    let mut live = fake(protocol, options);
+    let live = fake(protocol, options);
     live.agent.start().await.unwrap();
     live
 }
@@ -449,7 +449,7 @@ fn stages_and_the_end_of_input_reach_the_agent() {
 #[test]
 fn an_agent_that_talks_to_itself_is_lost() {
     run(async {
-        let mut live = adopt(Protocol::Jsonl, 1 << 10, &["yes", "garbage"]);
+        let live = adopt(Protocol::Jsonl, 1 << 10, &["yes", "garbage"]);
         live.agent.start().await.unwrap();
         let why = timeout(PATIENCE, live.agent.lost()).await.unwrap();
         assert!(why.0.contains("without being asked"), "{why}");
@@ -470,7 +470,7 @@ fn a_conversation_is_taken_up_again() {
         let mut live = ready(Protocol::Claude, &["--state", state, &resume]).await;
         assert_eq!(live.text("history").await, "my name is Ida | history");
         assert_eq!(live.agent.agent_session(), Some(session));
-        let mut stranger = fake(Protocol::Claude, &["--state", state, "--resume=unknown"]);
+        let stranger = fake(Protocol::Claude, &["--state", state, "--resume=unknown"]);
         assert!(timeout(PATIENCE, stranger.agent.start()).await.unwrap().is_err());
         let _ = std::fs::remove_dir_all(folder);
     });

@@ -221,6 +221,12 @@ impl Stack {
                 effects.push(Effect::Emit(Event::CircuitOpened { instance: instance.clone(), attempts }));
             }
         }
+        // A process for one turn has ended as it should: its turn is over with it.
+        let is_answered = pool.spec.protocol == Protocol::Exec && end.cause == Cause::Exited;
+        if let Some(running) = session.running().filter(|_| is_answered) {
+            pool.took(now.saturating_sub(running.since));
+            pool.counts.turns += 1;
+        }
         let is_recycled = matches!(reason, Some(Reason::Recycled(_)));
         pool.counts.recycled += u64::from(is_recycled);
         pool.counts.closed += u64::from(!is_recycled);
@@ -232,7 +238,7 @@ impl Stack {
             (Some(reason), true) => format!("{reason}; {}", super::event::ended_words(end.cause)),
             (None, _) => super::event::ended_words(end.cause).to_owned(),
         };
-        effects.push(Effect::SessionGone { instance: instance.clone(), why: why.clone() });
+        effects.push(Effect::SessionGone { instance: instance.clone(), why: why.clone(), is_failed: !is_as_decided });
         let key = match session.owner {
             Owner::Key(key) => Some(key),
             _ => None,
