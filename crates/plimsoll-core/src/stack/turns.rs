@@ -206,7 +206,7 @@ impl Stack {
         let now = self.now;
         let Some(service) = self.services.get_mut(&instance.service) else { return };
         let Some(pool) = &mut service.pool else { return };
-        let Some(session) = pool.sessions.remove(&instance.replica) else { return };
+        let Some(mut session) = pool.sessions.remove(&instance.replica) else { return };
         service.replicas.remove(&instance.replica);
         let after_bytes = service.replicas.values().filter_map(|r| r.run.as_ref()).map(|run| run.memory).sum();
         let reason = ending.map(|ending| &ending.reason);
@@ -223,9 +223,10 @@ impl Stack {
         }
         // A process for one turn has ended as it should: its turn is over with it.
         let is_answered = pool.spec.protocol == Protocol::Exec && end.cause == Cause::Exited;
-        if let Some(running) = session.running().filter(|_| is_answered) {
-            pool.took(now.saturating_sub(running.since));
+        if let Some(since) = session.running().filter(|_| is_answered).map(|running| running.since) {
+            pool.took(now.saturating_sub(since));
             pool.counts.turns += 1;
+            session.turns += 1;
         }
         let is_recycled = matches!(reason, Some(Reason::Recycled(_)));
         pool.counts.recycled += u64::from(is_recycled);
