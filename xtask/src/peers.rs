@@ -8,6 +8,8 @@ use crate::workspace;
 /// Versions that the tables were measured with.
 const PM2: &str = "pm2@7.0.4";
 const SUPERVISOR: &str = "supervisor==4.3.0";
+const FASTAPI: &str = "fastapi==0.165.0";
+const UVICORN: &str = "uvicorn[standard]==0.54.0";
 
 /// pm2's command, installed when it is missing.
 pub(crate) fn pm2() -> Result<PathBuf, Failure> {
@@ -20,6 +22,18 @@ pub(crate) fn pm2() -> Result<PathBuf, Failure> {
         succeed(&mut install)?;
     }
     Ok(program)
+}
+
+/// The folder of a Python that has FastAPI and uvicorn, installed when they are missing.
+pub(crate) fn fastapi() -> Result<PathBuf, Failure> {
+    let folder = workspace::scratch("peers")?.join("fastapi");
+    let bin = folder.join("bin");
+    if !bin.join("uvicorn").exists() {
+        succeed(command("python3").args(["-m", "venv"]).arg(&folder))?;
+        let install = ["install", "--quiet", "--disable-pip-version-check", FASTAPI, UVICORN];
+        succeed(command(bin.join("pip")).args(install))?;
+    }
+    Ok(bin)
 }
 
 /// The folder of supervisord and supervisorctl, installed when it is missing.
