@@ -77,7 +77,7 @@ impl Stack {
         let agent: Vec<String> = bench.agent.iter().map(|word| format!("{word:?}")).collect();
         let file = format!(
             "budget: {{ memory: 70% }}\npools:\n  bench:\n    command: [{}]\n    protocol: jsonl\n    mem_limit: 64m\n    \
-             queue: {{ max: 20000, timeout: 60s }}\n{pool}\ngateway: {{ listen: \"{address}\" }}\n",
+             queue: {{ max: 10000, timeout: 60s }}\n{pool}\ngateway: {{ listen: \"{address}\" }}\n",
             agent.join(", ")
         );
         let path = dir.join("plimsoll.yaml");
@@ -538,6 +538,7 @@ fn watch(clients: Vec<Client>, late: &AtomicU64, seen: &AtomicU64, over: &Atomic
         let _ = stream.set_nonblocking(true);
     }
     let mut buffer = vec![0; 16 << 10];
+    let all = streams.len();
     while !over.load(Ordering::Relaxed) {
         for (number, stream) in streams.iter_mut().enumerate() {
             let Ok(length) = stream.read(&mut buffer) else { continue };
@@ -550,7 +551,7 @@ fn watch(clients: Vec<Client>, late: &AtomicU64, seen: &AtomicU64, over: &Atomic
             // The first ones come while others are still being started.
             if let Some(before) = last.insert(number, now)
                 && now.since(before) > Duration::from_millis(1100)
-                && last.len() == streams.len()
+                && last.len() == all
             {
                 late.fetch_add(1, Ordering::Relaxed);
             }
