@@ -406,14 +406,13 @@ def a_turn_that_failed_is_not_run_again(bench):
     client = bench.client(max_retries=2)
     for model in MODELS:
         for number, deed in enumerate(("!error it was too much", "!exit 3", "!sleep 100ms\n!exit 0")):
-            proof = os.path.join(bench.dir, f"{model}-{number}")
             key = {"X-Session-Id": f"fails-{model}-{number}"}
             before = json.loads(bench.get("/health")[1])["stats"]["total_requests"]
             why = refused(
                 openai.InternalServerError, lambda: complete(client, model, f"{deed}\nhi", extra_headers=key)
             )
             after = json.loads(bench.get("/health")[1])["stats"]["total_requests"]
-            assert why.status_code == 502 and why.code == "agent_failed", (proof, why)
+            assert why.status_code == 502 and why.code == "agent_failed", (deed, why)
             assert after - before == 1, f"{deed!r} was asked for {after - before} times"
             # The conversation goes on.
             assert said(client, model, "still there", extra_headers=key) == "echo: still there" or model == "claude"
@@ -469,6 +468,18 @@ def idle(bench, model):
     assert time.monotonic() - began < 12, "it went on"
     assert bench.pool(model)["survivors"] == 0, bench.pool(model)
     assert said(bench.client(), model, "and on") == "echo: and on"
+
+
+@case
+def more_conversations_than_seats(bench):
+    """The one that was idle for longest makes room at once, though one more process stands by."""
+    for model in MODELS:
+        for number in range(12):
+            began, key = time.monotonic(), {"X-Session-Id": f"seat-{number}"}
+            assert said(bench.client(), model, f"I am {number}", extra_headers=key) == f"echo: I am {number}"
+            assert time.monotonic() - began < 10, "it waited for a seat that nobody needed"
+        # Whoever comes back after its process has gone is known.
+        assert "I am 0" in said(bench.client(), model, "history", extra_headers={"X-Session-Id": "seat-0"})
 
 
 @case

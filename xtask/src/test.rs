@@ -45,6 +45,8 @@ enum Work {
     RealPrograms,
     /// What surrounds `up`: the background, service managers, Prometheus, process 1.
     Packaging,
+    /// Clients that people use against pools: SDKs and a command.
+    Clients,
     /// The image of `packaging/docker`.
     Image,
     /// The fourth incident's example: on this machine or in a container.
@@ -90,6 +92,7 @@ const FAMILIES: &[Family] = &[
     family("chaos_v2", Work::Kit(Suite::Chaos, Place::Guest(Mode::V2))),
     family("real", Work::RealPrograms),
     family("packaging", Work::Packaging),
+    family("clients", Work::Clients),
     family("image", Work::Image),
     family("example_runaway_machine", Work::RunawayWorker(Place::Machine)),
     family("example_runaway_container", Work::RunawayWorker(Place::Container)),
@@ -102,6 +105,9 @@ const REAL_PROGRAMS: &str = "tests/real/run.py";
 
 /// Drives `up` and the files of `packaging/`; prints closing lines as the others do.
 const PACKAGING: &str = "tests/packaging/run.py";
+
+/// Drives clients of the chat API, which it gets from PyPI and npm; prints closing lines as the others do.
+const CLIENTS: &str = "tests/clients/run.py";
 
 /// The fourth incident, before and after: its folder.
 const RUNAWAY_WORKER: &str = "examples/incidents/4-runaway-worker";
@@ -283,6 +289,14 @@ impl Runner {
                 python.arg(PACKAGING).current_dir(workspace::root()).env("PLIMSOLL", &self.binaries()?.plimsoll);
                 stream(python, deadline, |line| closing(line, counts))
             }
+            Work::Clients => {
+                let binaries = self.binaries()?;
+                let mut python = command("python3");
+                python.arg(CLIENTS).current_dir(workspace::root());
+                python.env("PLIMSOLL", &binaries.plimsoll).env("PLIMSOLL_TESTKIT", &binaries.testkit);
+                python.env("PLIMSOLL_CLIENTS", workspace::scratch("clients")?);
+                stream(python, deadline, |line| closing(line, counts))
+            }
             Work::Image => {
                 let binaries = self.binaries()?;
                 let engine = Engine::start(binaries)?;
@@ -343,6 +357,10 @@ fn available(work: Work) -> Result<(), Failure> {
         Work::RealPrograms => programs(),
         Work::RunawayWorker(place) | Work::Laptop(place) => programs().and_then(|()| place.available()),
         Work::Packaging => programs().and_then(|()| Place::Machine.available()),
+        Work::Clients if which("npm").is_none() => {
+            Err(Failure("npm is not here, and the SDK of Node comes from it".into()))
+        }
+        Work::Clients => programs().and_then(|()| Place::Machine.available()),
         Work::Image => Place::Container.available(),
         Work::Fuzz if which("c++").is_none() => Err(Failure("there is no c++ to compile libFuzzer with".to_owned())),
         Work::Fuzz | Work::Format | Work::Lints | Work::Dependencies | Work::Cargo | Work::Sim => Ok(()),

@@ -145,6 +145,8 @@ pub(crate) struct Tape {
     changed: Notify,
     readers: Cell<usize>,
     goes_on: bool,
+    /// Its turn has not begun and never will: whoever sends it again is not to hear this.
+    is_void: Cell<bool>,
 }
 
 /// One who reads a tape, from its beginning.
@@ -164,12 +166,23 @@ impl Seat {
 
 impl Tape {
     fn new(goes_on: bool) -> Rc<Self> {
-        Rc::new(Self { notes: RefCell::default(), changed: Notify::new(), readers: Cell::new(0), goes_on })
+        Rc::new(Self {
+            notes: RefCell::default(),
+            changed: Notify::new(),
+            readers: Cell::new(0),
+            goes_on,
+            is_void: Cell::new(false),
+        })
     }
 
     fn write(&self, note: Note) {
         self.notes.borrow_mut().push(note);
         self.changed.notify_waiters();
+    }
+
+    fn deny(&self, denial: Denial) {
+        self.is_void.set(true);
+        self.write(Note::Failed(Failure::Denied(denial)));
     }
 
     fn is_over(&self) -> bool {
@@ -358,6 +371,7 @@ impl Turns {
         if ask.is_retry
             && let Some(same) = &same
             && let Some((tape, _)) = self.recent.borrow().get(same)
+            && !tape.is_void.get()
         {
             return Ok(tape.read());
         }
@@ -428,13 +442,14 @@ impl Turns {
             () = tape.left_alone() => {
                 // It may have been assigned at this very moment: the supervisor then has it interrupted.
                 self.asked.borrow_mut().remove(&turn);
+                tape.is_void.set(true);
                 return self.say(Plea::Withdraw { turn }).await;
             }
         };
         let (session, fresh) = match assigned {
             Ok(Ok(assigned)) => assigned,
-            Ok(Err(denial)) => return tape.write(Note::Failed(Failure::Denied(denial))),
-            Err(_) => return tape.write(Note::Failed(Failure::Denied(Denial::Stopping))),
+            Ok(Err(denial)) => return tape.deny(denial),
+            Err(_) => return tape.deny(Denial::Stopping),
         };
         let seat = self.sessions.borrow().get(&session).cloned();
         let Some(seat) = seat else {

@@ -686,8 +686,10 @@ fn begin(
     }
     // Every place is somebody's: the one that was idle for longest makes room for each that waits.
     let leaving = pool.sessions.iter().filter(|(n, s)| s.owner != Owner::None && is_closing(service, **n)).count();
-    let lacking = without.saturating_sub(there + leaving).min(max_sessions);
-    if pool.owned() < max_sessions || lacking == 0 {
+    let free = max_sessions.saturating_sub(pool.owned());
+    // A process that was started ahead is no place: it can be had by whoever has one.
+    let lacking = without.saturating_sub(free + leaving).min(max_sessions);
+    if lacking == 0 {
         return;
     }
     let asked: BTreeSet<&Name> = pool.queue.iter().filter_map(|asked| asked.key.as_ref()).collect();
