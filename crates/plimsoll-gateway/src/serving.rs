@@ -17,10 +17,10 @@ use std::time::Duration;
 use plimsoll_model::pool::{PoolSpec, Protocol};
 use plimsoll_store::conversations::{Conversations, Spoken};
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::agent::{Agent, Piece, Prompt};
-use crate::chat::conversation::{self, Step};
+use crate::chat::conversation::{self, Print, Step};
 use crate::chat::{Message, Problem, Role};
 use crate::desk::{Denial, Outcome, Plea, Session, Turn, Verdict};
 
@@ -40,6 +40,12 @@ const AGAIN: Duration = Duration::from_millis(5);
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 const MOST_KNOWN: usize = 1024;
 
+/// So many conversations are compared without reading their files.
+const MOST_PRINTS: usize = 4096;
+
+/// A turn that is over so soon is not told to have begun to be answered.
+const SOON: Duration = Duration::from_millis(50);
+
 /// After an agent's output has closed within a turn, its end is waited for so long: it says why.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -57,8 +63,13 @@ pub(crate) struct Turns {
     /// Turns that are on their way, or were a moment ago, for those that ask again.
     recent: RefCell<BTreeMap<Same, (Rc<Tape>, Instant)>>,
     conversations: RefCell<Option<Conversations>>,
+    /// What is compared of conversations that were heard of lately.
+    prints: RefCell<BTreeMap<Talk, Print>>,
     counts: Arc<Counts>,
 }
+
+/// A conversation: its pool and its key.
+type Talk = (Arc<str>, Arc<str>);
 
 /// A session, and whether it is new to the turn's conversation; or why there is none.
 type Assigned = Result<(Session, bool), Denial>;
@@ -103,6 +114,8 @@ pub(crate) struct Ask {
     pub(crate) messages: Vec<Message>,
     /// Said to the agent besides, and remembered nowhere.
     pub(crate) instruction: Option<String>,
+    /// The client is given the answer in pieces, and will repeat these.
+    pub(crate) is_streamed: bool,
     /// What is new was never sent by the client, and is not remembered, nor is the answer.
     pub(crate) is_aside: bool,
     /// A request with the same print is the same, if it is sent again.
@@ -256,6 +269,7 @@ impl Turns {
             last: Cell::new(0),
             recent: RefCell::default(),
             conversations: RefCell::default(),
+            prints: RefCell::default(),
             counts,
         })
     }
@@ -375,7 +389,7 @@ impl Turns {
         {
             return Ok(tape.read());
         }
-        let is_anew = matches!(self.step(&ask)?, (stored, Step::Anew { .. }) if !stored.is_empty());
+        let is_anew = matches!(self.step(&ask)?, (true, Step::Anew { .. }));
         let tape = Tape::new(ask.goes_on);
         let reader = tape.read();
         if let Some(same) = same {
@@ -406,13 +420,29 @@ impl Turns {
         recent.insert(same, (tape.clone(), Instant::now()));
     }
 
-    /// What is stored of a turn's conversation, and how it goes on.
-    fn step<'a>(&self, ask: &'a Ask) -> Result<(Vec<Message>, Step<'a>), Problem> {
-        let stored = self.stored(ask);
-        let step = conversation::step(&stored, &ask.messages)?;
-        Ok((stored, step))
+    /// How a turn goes on with its conversation; and whether anything of that is stored.
+    fn step<'a>(&self, ask: &'a Ask) -> Result<(bool, Step<'a>), Problem> {
+        let print = self.print(ask);
+        Ok((!print.is_empty(), conversation::step(&print, &ask.messages)?))
     }
 
+    /// What is compared of a turn's conversation; read from its file when it was not heard of for long.
+    fn print(&self, ask: &Ask) -> Print {
+        let Some(key) = &ask.key else { return Print::default() };
+        let name = (ask.pool.clone(), key.clone());
+        if let Some(print) = self.prints.borrow().get(&name) {
+            return *print;
+        }
+        let print = Print::of(&self.stored(ask));
+        let mut prints = self.prints.borrow_mut();
+        if prints.len() >= MOST_PRINTS {
+            prints.pop_first();
+        }
+        prints.insert(name, print);
+        print
+    }
+
+    /// What was said in a turn's conversation.
     fn stored(&self, ask: &Ask) -> Vec<Message> {
         let conversations = self.conversations.borrow();
         let Some((all, key)) = conversations.as_ref().zip(ask.key.as_ref()) else { return Vec::new() };
@@ -425,9 +455,15 @@ impl Turns {
         let conversations = self.conversations.borrow();
         let Some(all) = conversations.as_ref() else { return };
         let spoken = |one: &Message| Spoken { role: one.role.word().to_owned(), content: one.content.clone() };
-        let said: Vec<Spoken> = said.iter().map(spoken).collect();
+        let spoken: Vec<Spoken> = said.iter().map(spoken).collect();
         // A disk that is full costs a conversation its memory, and no answer.
-        let _ = if is_all { all.replace(pool, key, &said) } else { all.append(pool, key, &said) };
+        let _ = if is_all { all.replace(pool, key, &spoken) } else { all.append(pool, key, &spoken) };
+        let mut prints = self.prints.borrow_mut();
+        match prints.get_mut(&(Arc::from(pool), Arc::from(key))) {
+            Some(print) if is_all => *print = Print::of(said),
+            Some(print) => said.iter().for_each(|message| print.add(message)),
+            None => {}
+        }
     }
 
     /// A turn from its question to the last piece of its answer.
@@ -459,7 +495,9 @@ impl Turns {
         };
         tape.write(Note::Began);
         // Turns before it may have gone on with the conversation while it waited.
-        let Ok((stored, step)) = self.step(&ask) else { return };
+        let Ok((_, step)) = self.step(&ask) else { return };
+        let is_told_all = fresh && matches!(step, Step::On { appended: true, .. });
+        let stored = if is_told_all { self.stored(&ask) } else { Vec::new() };
         let prompt = prompt(turn, &ask, fresh, &stored, step);
         let (outcome, context_percent) = self.listen(turn, session, &seat, prompt, &ask, step, tape).await;
         self.say(Plea::Done { turn, session, outcome, context_percent }).await;
@@ -479,21 +517,27 @@ impl Turns {
     ) -> (Outcome, Option<f64>) {
         let mut answer = seat.agent.turn(prompt);
         let mut text = String::new();
-        let mut told: Option<Instant> = None;
+        // When the supervisor is to be told that something came.
+        let mut tell: Option<Instant> = None;
+        let mut has_come = false;
         let mut is_left = false;
         loop {
             let piece = tokio::select! {
+                biased;
                 piece = answer.next() => piece,
+                () = sleep_until(tell.unwrap_or_else(Instant::now)), if tell.is_some() => {
+                    tell = None;
+                    self.say(Plea::Heard { session }).await;
+                    continue;
+                }
                 () = tape.left_alone(), if !is_left => {
                     is_left = true;
                     self.say(Plea::Withdraw { turn }).await;
                     continue;
                 }
             };
-            if told.is_none_or(|told| told.elapsed() >= HEARD_EVERY) {
-                told = Some(Instant::now());
-                self.say(Plea::Heard { session }).await;
-            }
+            tell = tell.or_else(|| Some(Instant::now() + if has_come { HEARD_EVERY } else { SOON }));
+            has_come = true;
             match piece {
                 Some(Piece::Delta(delta)) => {
                     if text.len() + delta.len() > LONGEST_ANSWER {
@@ -506,6 +550,7 @@ impl Turns {
                 }
                 Some(Piece::Alive) => {}
                 Some(Piece::Final { text: whole, usage, context_percent, .. }) => {
+                    let given = if ask.is_streamed && !text.is_empty() { Some(text.clone()) } else { None };
                     let text = whole.unwrap_or(text);
                     if seat.is_exec
                         && timeout(LAST_WORDS, seat.is_gone()).await.is_ok()
@@ -521,7 +566,7 @@ impl Turns {
                             Step::On { new, .. } => (new, false),
                             Step::Anew { .. } => (&*ask.messages, true),
                         };
-                        let said = [said, &[Message::new(Role::Assistant, &*text)]].concat();
+                        let said = [said, &[Message::new(Role::Assistant, given.as_deref().unwrap_or(&text))]].concat();
                         self.store(&ask.pool, key, &said, is_all);
                     }
                     tape.write(Note::Final(text, usage));
