@@ -9,6 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -455,10 +456,12 @@ impl Turns {
         let mut text = String::new();
         let mut told: Option<Instant> = None;
         let mut is_left = false;
+        // One for the whole turn: a wait that began anew with each piece would never end while an agent talks.
+        let mut left_alone = pin!(tape.left_alone());
         loop {
             let piece = tokio::select! {
                 piece = answer.next() => piece,
-                () = tape.left_alone(), if !is_left => {
+                () = &mut left_alone, if !is_left => {
                     is_left = true;
                     self.say(Plea::Withdraw { turn }).await;
                     continue;
