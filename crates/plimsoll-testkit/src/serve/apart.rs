@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 
 use super::scene::Scene;
 use crate::harness::Tier;
-use crate::stack::world::{Check, environment, ensure};
+use crate::stack::world::{Check, ensure, environment};
 
 fn user(pid: i32) -> Result<u32, String> {
     std::fs::metadata(format!("/proc/{pid}")).map(|found| found.uid()).map_err(|error| error.to_string())

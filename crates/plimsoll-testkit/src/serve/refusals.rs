@@ -36,7 +36,8 @@ pub(super) fn bodies_that_are_none(scene: &mut Scene) -> Check {
     ];
     for (status, body) in bad {
         let shown: String = body.chars().take(60).collect();
-        let why = refused(&scene.client.post(&[], body.as_bytes())?, *status).map_err(|why| format!("{shown}: {why}"))?;
+        let why =
+            refused(&scene.client.post(&[], body.as_bytes())?, *status).map_err(|why| format!("{shown}: {why}"))?;
         ensure!(!why.is_empty(), "{shown}: no words");
     }
     let mut no_text = br#"{"model":"bot","messages":[{"role":"user","content":""#.to_vec();

@@ -194,13 +194,8 @@ impl Client {
 
     /// Asks for a stream.
     pub(super) fn stream(self, key: &str, text: &str) -> Result<Streamed, String> {
-        let request = http::request(
-            self.port,
-            "POST",
-            "/v1/chat/completions",
-            &[("x-session-id", key)],
-            &Self::body(text, true),
-        );
+        let request =
+            http::request(self.port, "POST", "/v1/chat/completions", &[("x-session-id", key)], &Self::body(text, true));
         let mut stream = http::dial(self.port).map_err(|error| error.to_string())?;
         stream.write_all(&request).map_err(|error| error.to_string())?;
         Ok(Streamed { stream, heard: Vec::new() })
