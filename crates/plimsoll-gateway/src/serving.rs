@@ -9,6 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -521,18 +522,21 @@ impl Turns {
         let mut tell: Option<Instant> = None;
         let mut has_come = false;
         let mut is_left = false;
+        // One for the whole turn: a wait that began anew with each piece would never end while an agent talks.
+        let mut left_alone = pin!(tape.left_alone());
         loop {
             let piece = tokio::select! {
+                // Whether somebody listens is asked first: an agent that talks all the time leaves no other moment.
                 biased;
+                () = &mut left_alone, if !is_left => {
+                    is_left = true;
+                    self.say(Plea::Withdraw { turn }).await;
+                    continue;
+                }
                 piece = answer.next() => piece,
                 () = sleep_until(tell.unwrap_or_else(Instant::now)), if tell.is_some() => {
                     tell = None;
                     self.say(Plea::Heard { session }).await;
-                    continue;
-                }
-                () = tape.left_alone(), if !is_left => {
-                    is_left = true;
-                    self.say(Plea::Withdraw { turn }).await;
                     continue;
                 }
             };

@@ -405,6 +405,10 @@ impl Agent {
                 }
             }
             Deed::Error(text) => manner.error = Some(text),
+            Deed::Read(path) => {
+                let read = std::fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+                manner.say = Some(read.unwrap_or_else(|error| format!("cannot read: {}", error.kind())));
+            }
             Deed::Tool => return self.tool(manner, &id),
         }
         Ok(Pause::Over)

@@ -24,26 +24,81 @@ pub(crate) fn ask_socket(socket: &Path, method: &str, target: &str) -> io::Resul
     ask(stream, method, target, "localhost")
 }
 
-fn ask(mut stream: impl Read + Write, method: &str, target: &str, host: &str) -> io::Result<(u16, String)> {
+fn ask(stream: impl Read + Write, method: &str, target: &str, host: &str) -> io::Result<(u16, String)> {
     let length = if method == "POST" { "content-length: 0\r\n" } else { "" };
     let head = format!("{method} {target} HTTP/1.1\r\nhost: {host}\r\n{length}connection: close\r\n\r\n");
-    stream.write_all(head.as_bytes())?;
+    let reply = exchange(stream, head.as_bytes())?;
+    Ok((reply.status, reply.text()))
+}
+
+/// What a server answered.
+#[derive(Debug, Clone)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    /// In lower case.
+    head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    /// A header's value, in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// Posts a body to a port of this machine.
+pub(crate) fn post(port: u16, target: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Reply> {
+    let stream = dial(port)?;
+    exchange(stream, &request(port, "POST", target, headers, body))
+}
+
+/// A connection to a port of this machine.
+pub(crate) fn dial(port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    Ok(stream)
+}
+
+/// A request in full. A `host` or `content-length` among the headers stands for ours.
+pub(crate) fn request(port: u16, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let has = |name: &str| headers.iter().any(|(header, _)| *header == name);
+    let mut head = format!("{method} {target} HTTP/1.1\r\nconnection: close\r\n");
+    if !has("host") {
+        head += &format!("host: 127.0.0.1:{port}\r\n");
+    }
+    if !has("content-length") {
+        head += &format!("content-length: {}\r\n", body.len());
+    }
+    headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    [head.as_bytes(), b"\r\n", body].concat()
+}
+
+/// Says something and hears the answer to its end. A server that refuses need not have taken all of it.
+pub(crate) fn exchange(mut stream: impl Read + Write, request: &[u8]) -> io::Result<Reply> {
+    let said = stream.write_all(request);
     let mut all = Vec::new();
-    stream.read_to_end(&mut all)?;
+    let heard = stream.read_to_end(&mut all);
     let broken = || io::Error::new(io::ErrorKind::UnexpectedEof, "the answer broke off");
-    let end = all.windows(4).position(|part| part == b"\r\n\r\n").ok_or_else(broken)?;
+    let Some(end) = all.windows(4).position(|part| part == b"\r\n\r\n") else {
+        return said.and(heard).and(Err(broken()));
+    };
     let head = String::from_utf8_lossy(&all[..end]).to_ascii_lowercase();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(broken)?;
-    let mut body = all[end + 4..].to_vec();
-    let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    if header("transfer-encoding:") == Some("chunked") {
-        body = dechunk(&body).ok_or_else(broken)?;
-    } else if let Some(length) = header("content-length:").and_then(|length| length.parse::<usize>().ok())
-        && body.len() < length
+    let mut reply = Reply { status, head, body: all[end + 4..].to_vec() };
+    if reply.header("transfer-encoding") == Some("chunked") {
+        reply.body = dechunk(&reply.body).ok_or_else(broken)?;
+    } else if let Some(length) = reply.header("content-length").and_then(|length| length.parse::<usize>().ok())
+        && reply.body.len() < length
     {
         return Err(broken());
     }
-    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    Ok(reply)
 }
 
 fn dechunk(mut body: &[u8]) -> Option<Vec<u8>> {

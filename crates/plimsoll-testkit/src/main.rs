@@ -8,6 +8,7 @@
 //! plimsoll-testkit survive   --plimsoll PATH --tier T --trees N --seed S
 //! plimsoll-testkit inject    --plimsoll PATH --tier T --deaths N --seed S [--guest] [--only CAUSE]
 //! plimsoll-testkit stack     --plimsoll PATH --tier T [--filter TEXT] [--list]
+//! plimsoll-testkit serve     --plimsoll PATH --tier T [--filter TEXT] [--list]
 //! plimsoll-testkit chaos     --plimsoll PATH --tier T --seconds N --seed S [--instants N]
 //! plimsoll-testkit overshoot --plimsoll PATH [--line 256m] [--runs N] [--procs N] [--after 10s]
 //! plimsoll-testkit work      WORKLOAD …
@@ -28,6 +29,7 @@ mod harness;
 mod http;
 mod inject;
 mod overshoot;
+mod serve;
 mod stack;
 mod survive;
 mod work;
@@ -47,10 +49,11 @@ fn main() -> ExitCode {
         "survive" => survive::run,
         "inject" => inject::run,
         "stack" => stack::run,
+        "serve" => serve::run,
         "chaos" => chaos::run,
         "overshoot" => overshoot::run,
         _ => {
-            eprintln!("usage: plimsoll-testkit conform|survive|inject|stack|chaos|overshoot|work|agent …");
+            eprintln!("usage: plimsoll-testkit conform|survive|inject|stack|serve|chaos|overshoot|work|agent …");
             return ExitCode::from(2);
         }
     };

@@ -51,6 +51,8 @@ pub(super) enum Deed {
     Away,
     /// `!error TEXT`: the turn fails in good order.
     Error(String),
+    /// `!read PATH`: answers with what is in a file, or why it cannot be read.
+    Read(String),
     /// `!tool`: asks whether a tool may be used (`claude`), and answers with what it was told.
     Tool,
 }
@@ -89,6 +91,7 @@ impl Deed {
             "close" => Self::Close,
             "away" => Self::Away,
             "error" => Self::Error(rest.to_owned()),
+            "read" if !rest.is_empty() => Self::Read(rest.to_owned()),
             "tool" => Self::Tool,
             _ => return None,
         })

@@ -223,12 +223,7 @@ impl World {
 
     /// The groups of replicas that stand now: the children of the budget's, in the hierarchy that limits memory.
     pub(crate) fn replica_groups(&self) -> Vec<PathBuf> {
-        let budget = self
-            .groups
-            .iter()
-            .filter(|group| group.join("memory.limit_in_bytes").exists() || group.join("memory.max").exists());
-        let below = budget.filter_map(|group| std::fs::read_dir(group).ok()).flat_map(|entries| entries.flatten());
-        below.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+        replica_groups(self.groups.iter())
     }
 
     /// Replicas that something holds: their groups, or the runs that keep them where there are no groups.
@@ -237,6 +232,12 @@ impl World {
             return self.replica_groups().len();
         }
         children(self.supervisor_pid()).into_iter().filter(|&pid| command_line(pid).contains("--kept")).count()
+    }
+
+    /// For a look from another thread: who is alive of each replica.
+    pub(crate) fn census(&self) -> Census {
+        let supervisor = self.supervisor_pid();
+        Census { tier: self.tier, supervisor, groups: self.groups.iter().cloned().collect() }
     }
 
     /// Everybody in a replica's tree, whatever he forgot: by its group, or below the run that keeps it.
@@ -570,6 +571,38 @@ impl World {
             let _ = signal::send(pid, 9);
         }
         self.unmount();
+    }
+}
+
+fn replica_groups<'g>(groups: impl Iterator<Item = &'g PathBuf>) -> Vec<PathBuf> {
+    let budget =
+        groups.filter(|group| group.join("memory.limit_in_bytes").exists() || group.join("memory.max").exists());
+    let below = budget.filter_map(|group| std::fs::read_dir(group).ok()).flat_map(|entries| entries.flatten());
+    below.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+/// What is needed to count replicas that are alive, without asking plimsoll.
+pub(crate) struct Census {
+    tier: Tier,
+    supervisor: i32,
+    groups: Vec<PathBuf>,
+}
+
+impl Census {
+    /// One process of each replica that had one at the same instant: in its group, or the run that keeps it.
+    pub(crate) fn count(&self) -> Vec<Process> {
+        let first = |group: PathBuf| {
+            let text = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            text.lines().filter_map(|pid| Process::of(pid.parse().ok()?).ok()).find(|process| process.is_alive())
+        };
+        let seen: Vec<Process> = if self.tier == Tier::Watchdog {
+            let kept = children(self.supervisor).into_iter().filter(|&pid| command_line(pid).contains("--kept"));
+            kept.filter_map(|pid| Process::of(pid).ok()).collect()
+        } else {
+            replica_groups(self.groups.iter()).into_iter().filter_map(first).collect()
+        };
+        // One that went while others were looked at was not there with the later ones.
+        seen.into_iter().filter(|process| process.is_alive()).collect()
     }
 }
 
