@@ -13,7 +13,7 @@ use crate::place::{self, Place};
 use crate::suite::{SEED, Suite};
 use crate::summary::{self, Counts, Row, Verdict};
 use crate::workspace::{self, Binaries};
-use crate::{deny, fuzz, packages, sim};
+use crate::{deny, fuzz, packages, peers, sim};
 
 /// How much of what is counted in hundreds is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,8 @@ enum Work {
     Clients,
     /// The image of `packaging/docker`.
     Image,
+    /// The third incident's example.
+    ChatWrapper,
     /// The fourth incident's example: on this machine or in a container.
     RunawayWorker(Place),
     /// The fifth incident's example: on this machine or in a guest.
@@ -94,6 +96,7 @@ const FAMILIES: &[Family] = &[
     family("packaging", Work::Packaging),
     family("clients", Work::Clients),
     family("image", Work::Image),
+    family("example_wrapper", Work::ChatWrapper),
     family("example_runaway_machine", Work::RunawayWorker(Place::Machine)),
     family("example_runaway_container", Work::RunawayWorker(Place::Container)),
     family("example_laptop_machine", Work::Laptop(Place::Machine)),
@@ -108,6 +111,9 @@ const PACKAGING: &str = "tests/packaging/run.py";
 
 /// Drives clients of the chat API, which it gets from PyPI and npm; prints closing lines as the others do.
 const CLIENTS: &str = "tests/clients/run.py";
+
+/// The third incident, before and after.
+const CHAT_WRAPPER: &str = "examples/incidents/3-chat-wrapper/run.py";
 
 /// The fourth incident, before and after: its folder.
 const RUNAWAY_WORKER: &str = "examples/incidents/4-runaway-worker";
@@ -304,6 +310,13 @@ impl Runner {
                 counts.passed += 1;
                 each(commands, deadline, counts)
             }
+            Work::ChatWrapper => {
+                let requests = if self.extent == Extent::Part { "700" } else { "7000" };
+                let mut python = command(peers::fastapi()?.join("python"));
+                python.arg(CHAT_WRAPPER).args(["--requests", requests]).current_dir(workspace::root());
+                python.env("PLIMSOLL", &self.binaries()?.plimsoll);
+                stream(python, deadline, |line| closing(line, counts))
+            }
             Work::RunawayWorker(place) => self.run_runaway_worker(place, deadline, counts),
             Work::Laptop(place) => self.run_laptop(place, deadline, counts),
         }
@@ -356,7 +369,7 @@ fn available(work: Work) -> Result<(), Failure> {
         Work::Kit(_, place) => place.available(),
         Work::RealPrograms => programs(),
         Work::RunawayWorker(place) | Work::Laptop(place) => programs().and_then(|()| place.available()),
-        Work::Packaging => programs().and_then(|()| Place::Machine.available()),
+        Work::Packaging | Work::ChatWrapper => programs().and_then(|()| Place::Machine.available()),
         Work::Clients if which("npm").is_none() => {
             Err(Failure("npm is not here, and the SDK of Node comes from it".into()))
         }
