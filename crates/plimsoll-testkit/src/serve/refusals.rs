@@ -66,7 +66,7 @@ pub(super) fn bodies_that_are_too_large(scene: &mut Scene) -> Check {
     let stream = http::dial(scene.client.port).map_err(|error| error.to_string())?;
     refused(&http::exchange(stream, &request).map_err(|error| error.to_string())?, 413)?;
     let after = scene.client.health()?.1["memory"]["self_rss_mb"].as_f64().unwrap_or(0.0);
-    ensure!(after < before + 64.0, "{before} MiB, then {after} MiB");
+    ensure!((after as u64) < before as u64 + 64, "{before} MiB, then {after} MiB");
     unharmed(scene)
 }
 

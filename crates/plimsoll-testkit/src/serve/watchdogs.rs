@@ -97,7 +97,7 @@ pub(super) fn an_agent_that_only_ends_is_not_started_for_ever(scene: &mut Scene)
     ensure!(starts(scene) <= before + 2, "{} starts in three seconds", starts(scene) - before);
     refused(&scene.client.ask(None, "x")?, 503)?;
     script(scene, "{}");
-    scene.until_pool("one is warm", |pool| pool["warm"] == 1 && pool["failed_starts"] == Value::from(0))?;
+    scene.until_pool("one is warm", |pool| pool["warm"] == 1 && pool["failed_starts"] == 0)?;
     ensure!(scene.say("a", "x")? == "echo: x", "no answer");
     Ok(())
 }
