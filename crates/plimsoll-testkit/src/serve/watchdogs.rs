@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use plimsoll_kernel::clock::Instant;
-use serde_json::Value;
 
 use super::scene::{POOL, Scene, refused};
 use crate::stack::world::{Check, ensure};
