@@ -467,7 +467,8 @@ impl Turns {
                     continue;
                 }
             };
-            if told.is_none_or(|told| told.elapsed() >= HEARD_EVERY) {
+            let is_word = !matches!(piece, Some(Piece::Broken(_)) | None);
+            if is_word && told.is_none_or(|told| told.elapsed() >= HEARD_EVERY) {
                 told = Some(Instant::now());
                 self.say(Plea::Heard { session }).await;
             }
