@@ -14,6 +14,8 @@ pub(crate) enum Suite {
     Survivors,
     /// Stacks of services (`up`), a promise a case.
     Stack,
+    /// Pools of agents behind the gateway, a promise a case.
+    Serve,
     /// A stack in which everything is killed at random, plimsoll too.
     Chaos,
 }
@@ -33,6 +35,7 @@ impl Suite {
             Self::Conform => vec!["conform", "--tier", tier],
             Self::Verdicts => vec!["inject", "--tier", tier, "--deaths", count("120", "1000"), "--seed", &seed],
             Self::Stack => vec!["stack", "--tier", tier],
+            Self::Serve => vec!["serve", "--tier", tier],
             // Two minutes, and an hour in the soak; half of that where all of it is emulated.
             Self::Chaos => {
                 let seconds = if matches!(place, Place::Guest(_)) { count("60", "1800") } else { count("120", "3600") };
@@ -61,7 +64,7 @@ impl Suite {
         match self {
             // All of it is filled again and again, slowly where the guest is emulated.
             Self::Verdicts => 512,
-            Self::Conform | Self::Survivors | Self::Stack | Self::Chaos => 1024,
+            Self::Conform | Self::Survivors | Self::Stack | Self::Serve | Self::Chaos => 1024,
         }
     }
 

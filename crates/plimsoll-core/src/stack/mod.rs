@@ -188,7 +188,7 @@ impl Stack {
             }
             Input::Withdraw { turn } => self.withdraw(turn, effects),
             Input::Ready { instance } => self.ready(&instance, effects),
-            Input::Heard { instance } => self.heard(&instance),
+            Input::Heard { instance } => self.heard(&instance, effects),
             Input::TurnDone { turn, instance, outcome, context_percent } => {
                 self.turn_done(turn, &instance, outcome, context_percent, effects);
             }

@@ -21,6 +21,9 @@ use super::name::{Name, Turn};
 /// After so many failed starts in a row the circuit is open: who asks is told so at once, and a start is tried now and then.
 const ROW: u32 = 5;
 
+/// A process that ends earlier and has never said a word did not really start: not every protocol has a word for "ready".
+pub(super) const PROVEN_AFTER: Duration = Duration::from_secs(2);
+
 /// Between two starts that fail; doubled each time.
 const SHORTEST: Duration = Duration::from_millis(100);
 
@@ -72,8 +75,8 @@ pub(super) struct Session {
     /// That it has taken on.
     pub(super) turns: u32,
     pub(super) context_percent: Option<f64>,
-    /// It was ready once.
-    pub(super) was_ready: bool,
+    /// Its start came to something: it has said a word, or lived for a while since it could take a turn.
+    pub(super) is_proven: bool,
     /// Nobody waits for it: it is for those to come.
     pub(super) is_ahead: bool,
 }
@@ -120,7 +123,7 @@ impl Session {
             phase: Phase::Starting(None),
             turns: 0,
             context_percent: None,
-            was_ready: false,
+            is_proven: false,
             is_ahead: true,
         }
     }

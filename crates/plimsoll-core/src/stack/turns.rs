@@ -14,7 +14,7 @@ use super::event::{Event, Reason, Recycle, Watch};
 use super::input::{End, Outcome};
 use super::ladder::Stage;
 use super::name::{Instance, Name, Turn};
-use super::pool::{Asked, Owner, Phase, Pool, Running, Session};
+use super::pool::{Asked, Owner, PROVEN_AFTER, Phase, Pool, Running, Session};
 use super::replica::{Ending, How, Replica, Rest, Run};
 use super::sabotage::Rule;
 use super::service::Service;
@@ -86,16 +86,17 @@ impl Stack {
             return;
         }
         session.phase = Phase::Idle(now);
-        session.was_ready = true;
-        if pool.circuit.succeeded() {
-            effects.push(Effect::Emit(Event::CircuitClosed { instance: instance.clone() }));
+        // The others have no word for it: they are taken to be ready as soon as they run.
+        if pool.spec.protocol == Protocol::Claude {
+            prove(pool, instance, effects);
         }
     }
 
     /// Something came from an agent within its turn.
-    pub(super) fn heard(&mut self, instance: &Instance) {
+    pub(super) fn heard(&mut self, instance: &Instance, effects: &mut Vec<Effect>) {
         let now = self.now;
         let Some((_, pool, number)) = self.session(instance) else { return };
+        prove(pool, instance, effects);
         if let Some(Phase::Busy(running)) = pool.sessions.get_mut(&number).map(|session| &mut session.phase) {
             running.heard = Some(now);
         }
@@ -112,6 +113,9 @@ impl Stack {
     ) {
         let now = self.now;
         let Some((run, pool, number)) = self.session(instance) else { return };
+        if !matches!(outcome, Outcome::Broken(_)) {
+            prove(pool, instance, effects);
+        }
         let spec = pool.spec.clone();
         let Some(session) = pool.sessions.get_mut(&number) else { return };
         let Some(running) = session.running().filter(|running| running.turn == turn).cloned() else { return };
@@ -214,7 +218,7 @@ impl Stack {
             reason,
             None | Some(Reason::Recycled(Recycle::Watch { .. } | Recycle::Broken { .. }) | Reason::Livelocked { .. })
         );
-        if !session.was_ready && !is_our_doing {
+        if !session.is_proven && !is_our_doing {
             let opens = pool.circuit.failed(now);
             if opens {
                 let attempts = pool.circuit.failures;
@@ -393,7 +397,9 @@ impl Pool {
         let retry = (self.circuit.failures > 0).then_some(self.circuit.until);
         let sessions = self.sessions.iter().filter_map(|(number, session)| {
             let run = replicas.get(number)?.run.as_ref().filter(|run| run.ending.is_none() && run.pid.is_some())?;
-            match &session.phase {
+            let is_on_trial = !session.is_proven && !matches!(session.phase, Phase::Starting(_));
+            let proven = is_on_trial.then_some(run.since + PROVEN_AFTER);
+            let due = match &session.phase {
                 Phase::Starting(until) => *until,
                 Phase::Busy(Running { stop: Some((until, _)), .. }) => Some(*until),
                 Phase::Busy(running) => {
@@ -408,7 +414,8 @@ impl Pool {
                     let old = spec.max_age.map(|age| run.since + age);
                     idle.into_iter().chain(old).min()
                 }
-            }
+            };
+            due.into_iter().chain(proven).min()
         });
         sessions.chain(waiting).chain(retry).min()
     }
@@ -424,6 +431,14 @@ impl Service {
             let step = super::replica::Step::HungUp(now + MOMENT);
             run.ending = Some(Ending { reason: Reason::Recycled(why), step });
         }
+    }
+}
+
+/// A session's start came to something.
+fn prove(pool: &mut Pool, instance: &Instance, effects: &mut Vec<Effect>) {
+    let Some(session) = pool.sessions.get_mut(&instance.replica) else { return };
+    if !std::mem::replace(&mut session.is_proven, true) && pool.circuit.succeeded() {
+        effects.push(Effect::Emit(Event::CircuitClosed { instance: instance.clone() }));
     }
 }
 
@@ -476,6 +491,10 @@ fn watch(now: Duration, service: &mut Service, pool: &mut Pool, effects: &mut Ve
         let Some(replica) = service.replicas.get(&number) else { continue };
         let Some(run) = replica.run.as_ref().filter(|run| run.ending.is_none() && run.pid.is_some()) else { continue };
         let past = |since: Duration, most: Duration| now.saturating_sub(since) >= most;
+        if !session.is_proven && !matches!(session.phase, Phase::Starting(_)) && past(run.since, PROVEN_AFTER) {
+            prove(pool, &service.instance(number, replica), effects);
+        }
+        let Some(session) = pool.sessions.get(&number) else { continue };
         let watched = |watch: Watch, since: Duration| {
             let after_ms = now.saturating_sub(since).as_millis() as u64;
             Recycle::Watch { watch, after_ms }

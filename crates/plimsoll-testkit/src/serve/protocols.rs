@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::scene::{Scene, refused, said, words};
+use crate::harness::Tier;
 use crate::stack::world::{Check, ensure};
 
 const TEXT: &str = "caf\u{e9} \u{1f600} \"quoted\" \\ <b>html</b> and more of it";
@@ -83,10 +84,13 @@ pub(super) fn a_line_that_is_too_long(scene: &mut Scene) -> Check {
 
 /// At once, in the middle of its answer, with its output closed: told, and the conversation goes on elsewhere.
 pub(super) fn an_agent_that_ends_within_its_turn(scene: &mut Scene) -> Check {
-    scene.up_with("jsonl", "", "max_sessions: 1, ", 1)?;
+    scene.up_with("jsonl", "", "max_sessions: 1, first_byte_timeout: 3s, stop_grace_period: 1s, ", 1)?;
     for deed in ["!exit 3", "!cut 3", "!close", "!child hold\n!exit 0"] {
         let one = scene.process("a")?;
-        let why = refused(&scene.client.ask(Some("a"), &format!("{deed}\nx"))?, 502)?;
+        // Where a run of its own keeps it, that holds the output, too: its silence is what is seen.
+        let is_unseen = deed == "!close" && scene.world.tier == Tier::Watchdog;
+        let status = if is_unseen { 504 } else { 502 };
+        let why = refused(&scene.client.ask(Some("a"), &format!("{deed}\nx"))?, status)?;
         ensure!(!why.is_empty(), "{deed}: no reason");
         let other = scene.process("a")?;
         ensure!(other != one && !one.is_alive(), "{deed}: {one:?} then {other:?}");

@@ -103,7 +103,9 @@ impl Scene {
         count.stop.store(true, Ordering::Relaxed);
         let (top, looks) = count.thread.join().map_err(|_| "the count broke off".to_owned())?;
         ensure!(top <= self.most, "{top} processes at once, and {} are the most; {looks} looks", self.most);
-        ensure!(looks > 0, "nobody counted");
+        // Whoever counts has to see something, or it proves nothing.
+        let started = self.world.events_of("started", POOL).len();
+        ensure!(looks > 0 && (top > 0 || started == 0), "none of {started} processes was seen in {looks} looks");
         Ok(())
     }
 
