@@ -72,8 +72,8 @@ pub(super) struct Session {
     /// That it has taken on.
     pub(super) turns: u32,
     pub(super) context_percent: Option<f64>,
-    /// It was ready once.
-    pub(super) was_ready: bool,
+    /// Its start has come to something: a later end is no failed start.
+    pub(super) is_proven: bool,
     /// Nobody waits for it: it is for those to come.
     pub(super) is_ahead: bool,
 }
@@ -120,7 +120,7 @@ impl Session {
             phase: Phase::Starting(None),
             turns: 0,
             context_percent: None,
-            was_ready: false,
+            is_proven: false,
             is_ahead: true,
         }
     }

@@ -22,6 +22,9 @@ use super::service::Service;
 /// An agent that was interrupted has so long to say so.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(5);
 
+/// An agent that does not say when it is ready has started well if it lives for so long, or answers.
+const PROOF: Duration = Duration::from_secs(10);
+
 /// What a pool's turns cost, worked out before its sessions are touched.
 struct Prices {
     price: u64,
@@ -86,9 +89,10 @@ impl Stack {
             return;
         }
         session.phase = Phase::Idle(now);
-        session.was_ready = true;
-        if pool.circuit.succeeded() {
-            effects.push(Effect::Emit(Event::CircuitClosed { instance: instance.clone() }));
+        // Only here it has said so itself; the others are taken to be ready as soon as they run, and may die of the first
+        // thing that they do.
+        if pool.spec.protocol == Protocol::Claude {
+            prove(pool, number, instance, effects);
         }
     }
 
@@ -125,6 +129,7 @@ impl Stack {
         run.had_turn = true;
         if outcome == Outcome::Answered {
             pool.took(now.saturating_sub(running.since));
+            prove(pool, number, instance, effects);
         }
         let held = run.memory;
         let is_ending = run.ending.is_some();
@@ -214,7 +219,7 @@ impl Stack {
             reason,
             None | Some(Reason::Recycled(Recycle::Watch { .. } | Recycle::Broken { .. }) | Reason::Livelocked { .. })
         );
-        if !session.was_ready && !is_our_doing {
+        if !session.is_proven && session.owner == Owner::None && !is_our_doing {
             let opens = pool.circuit.failed(now);
             if opens {
                 let attempts = pool.circuit.failures;
@@ -379,10 +384,14 @@ impl Stack {
 }
 
 impl Pool {
-    /// When something is due by time alone.
-    pub(super) fn next_due(&self, replicas: &std::collections::BTreeMap<u32, Replica>) -> Option<Duration> {
+    /// When something is due by time alone, from now on: a trial that may begin long since hides nothing that is still due.
+    pub(super) fn next_due(
+        &self,
+        now: Duration,
+        replicas: &std::collections::BTreeMap<u32, Replica>,
+    ) -> Option<Duration> {
         let spec = &self.spec;
-        let waiting = self.queue.iter().map(|asked| asked.since + spec.queue.timeout).min();
+        let waiting = self.queue.iter().map(|asked| asked.since + spec.queue.timeout);
         let retry = (self.circuit.failures > 0).then_some(self.circuit.until);
         let sessions = self.sessions.iter().filter_map(|(number, session)| {
             let run = replicas.get(number)?.run.as_ref().filter(|run| run.ending.is_none() && run.pid.is_some())?;
@@ -399,11 +408,12 @@ impl Pool {
                 Phase::Idle(since) => {
                     let idle = (session.owner != Owner::None).then(|| *since + spec.idle_ttl);
                     let old = spec.max_age.map(|age| run.since + age);
-                    idle.into_iter().chain(old).min()
+                    let proof = (!session.is_proven).then(|| *since + PROOF);
+                    idle.into_iter().chain(old).chain(proof).min()
                 }
             }
         });
-        sessions.chain(waiting).chain(retry).min()
+        sessions.chain(waiting).chain(retry).filter(|&at| at > now).min()
     }
 }
 
@@ -417,6 +427,15 @@ impl Service {
             let step = super::replica::Step::HungUp(now + MOMENT);
             run.ending = Some(Ending { reason: Reason::Recycled(why), step });
         }
+    }
+}
+
+/// A start has come to something.
+fn prove(pool: &mut Pool, number: u32, instance: &Instance, effects: &mut Vec<Effect>) {
+    let Some(session) = pool.sessions.get_mut(&number).filter(|session| !session.is_proven) else { return };
+    session.is_proven = true;
+    if pool.circuit.succeeded() {
+        effects.push(Effect::Emit(Event::CircuitClosed { instance: instance.clone() }));
     }
 }
 
@@ -502,14 +521,19 @@ fn watch(now: Duration, service: &mut Service, pool: &mut Pool, effects: &mut Ve
             }
             Phase::Idle(since) => {
                 let is_owned = session.owner != Owner::None;
+                let (since, is_proof) = (*since, past(*since, PROOF));
                 let reason = if run.version != service.version {
                     Reason::Reloaded
                 } else if spec.max_age.is_some_and(|age| past(run.since, age)) {
                     let after_ms = now.saturating_sub(run.since).as_millis() as u64;
                     Reason::Recycled(Recycle::Age { after_ms })
-                } else if is_owned && past(*since, spec.idle_ttl) {
-                    Reason::Idle { idle_ms: now.saturating_sub(*since).as_millis() as u64 }
+                } else if is_owned && past(since, spec.idle_ttl) {
+                    Reason::Idle { idle_ms: now.saturating_sub(since).as_millis() as u64 }
                 } else {
+                    if is_proof {
+                        let instance = service.instance(number, replica);
+                        prove(pool, number, &instance, effects);
+                    }
                     continue;
                 };
                 service.end_run(now, number, reason, How::Stop(grace), effects);
