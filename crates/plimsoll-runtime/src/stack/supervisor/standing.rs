@@ -1,7 +1,7 @@
 //! How the whole stands, for those who watch us: health and readiness over HTTP, and what the service manager hears.
 
 use plimsoll_core::stack::Stage;
-use plimsoll_core::stack::snapshot::{ServiceRow, Snapshot, State};
+use plimsoll_core::stack::snapshot::{PoolRow, ServiceRow, Snapshot, State, Switch};
 use plimsoll_gateway::control::Answer as Text;
 use plimsoll_kernel::clock::Instant;
 use plimsoll_model::size::Human;
@@ -50,6 +50,8 @@ enum Health {
     Starting,
     Ok,
     Degraded,
+    /// There are pools, and none of them starts agents: whoever asks would be refused.
+    Offline,
     Stopping,
 }
 
@@ -59,6 +61,7 @@ impl Health {
             Self::Starting => "starting",
             Self::Ok => "ok",
             Self::Degraded => "degraded",
+            Self::Offline => "offline",
             Self::Stopping => "stopping",
         }
     }
@@ -66,7 +69,7 @@ impl Health {
     fn status(self) -> u16 {
         match self {
             Self::Ok | Self::Degraded => 200,
-            Self::Starting | Self::Stopping => 503,
+            Self::Starting | Self::Offline | Self::Stopping => 503,
         }
     }
 }
@@ -94,11 +97,17 @@ impl Supervisor<'_> {
 
     fn word(&self, snapshot: &Snapshot) -> Health {
         let is_bad = |row: &ServiceRow| matches!(row.state, State::Failed | State::Unhealthy) || row.circuit_open;
+        let is_open = |row: &PoolRow| row.circuit == Switch::Open;
         if self.stack.is_stopping() {
             Health::Stopping
         } else if !self.stack.has_started() {
             Health::Starting
-        } else if snapshot.services.iter().any(is_bad) || !self.troubles.is_empty() {
+        } else if !snapshot.pools.is_empty() && snapshot.pools.iter().all(is_open) {
+            Health::Offline
+        } else if snapshot.services.iter().any(is_bad)
+            || snapshot.pools.iter().any(is_open)
+            || !self.troubles.is_empty()
+        {
             Health::Degraded
         } else {
             Health::Ok
