@@ -86,7 +86,7 @@ def free_port():
 class Bench:
     """One plimsoll with its pools, for all cases; each takes sessions of its own."""
 
-    def __init__(self):
+    def __init__(self, pools=None):
         self.dir = tempfile.mkdtemp(prefix="plimsoll-clients-")
         os.chmod(self.dir, 0o755)
         self.port = free_port()
@@ -99,7 +99,7 @@ class Bench:
         )
         agent = lambda protocol, *more: [AGENT, "agent", "--protocol", protocol, *more]
         pool = {"mem_limit": "48m", "max_sessions": 4, "isolation": "none", "idle_ttl": "5m"}
-        pools = {
+        pools = pools or {
             "lines": {**pool, "command": agent("jsonl"), "protocol": "jsonl", "warm": 1, "models": ["gpt-lines"]},
             "claude": {**pool, "command": agent("claude"), "protocol": "claude", "warm": 1, "models": ["haiku"]},
             # One seat and hardly a queue: whoever comes second is told to come again.
@@ -110,7 +110,7 @@ class Bench:
             json.dump({"budget": {"memory": "1g"}, "pools": pools, "gateway": {"listen": f"127.0.0.1:{self.port}"}}, file)
         done = self.plimsoll("up", "-d")
         assert done.returncode == 0, done
-        until("it is ready", lambda: self.get("/ready")[0] == 200)
+        until("it listens", lambda: self.get("/health")[0])
 
     def plimsoll(self, *args):
         return subprocess.run(
@@ -480,6 +480,24 @@ def more_conversations_than_seats(bench):
             assert time.monotonic() - began < 10, "it waited for a seat that nobody needed"
         # Whoever comes back after its process has gone is known.
         assert "I am 0" in said(bench.client(), model, "history", extra_headers={"X-Session-Id": "seat-0"})
+
+
+@case
+def agents_that_die_at_once_are_given_time(_):
+    """No storm of starts: further and further apart, until the circuit opens; health says so, and clients are told when."""
+    bench = Bench({
+        "bad": {"command": ["sh", "-c", "exit 2"], "protocol": "jsonl", "mem_limit": "16m", "warm": 1, "isolation": "none"}
+    })
+    try:
+        until("the circuit opens", lambda: bench.pool("bad")["circuit"] == "open")
+        assert bench.pool("bad")["closed"] + bench.pool("bad")["recycled"] < 10, bench.pool("bad")
+        code, health = bench.get("/health")
+        assert code == 503 and json.loads(health)["recovery_attempts"] >= 5, health
+        why = refused(openai.InternalServerError, lambda: said(bench.client(), "bad", "hi"))
+        assert why.status_code == 503 and why.code == "circuit_open", why
+        assert 1 <= int(why.response.headers["retry-after"]) <= 120, why.response.headers
+    finally:
+        assert bench.close() == (0, [])
 
 
 @case

@@ -22,6 +22,9 @@ use super::service::Service;
 /// An agent that was interrupted has so long to say so.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(5);
 
+/// Who ends so soon after its start has not started, whatever it was asked.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
 /// What a pool's turns cost, worked out before its sessions are touched.
 struct Prices {
     price: u64,
@@ -205,6 +208,7 @@ impl Stack {
         ending: Option<&Ending>,
         end: &End,
         held: u64,
+        runtime: Duration,
         effects: &mut Vec<Effect>,
     ) {
         let now = self.now;
@@ -218,7 +222,9 @@ impl Stack {
             reason,
             None | Some(Reason::Recycled(Recycle::Watch { .. } | Recycle::Broken { .. }) | Reason::Livelocked { .. })
         );
-        if !session.is_proven && !is_our_doing {
+        // Of what it was asked one may die that is well otherwise; at once after its start nobody has asked much.
+        let is_failed_start = session.owner == Owner::None || runtime < AT_ONCE;
+        if !session.is_proven && is_failed_start && !is_our_doing {
             let opens = pool.circuit.failed(now);
             if opens {
                 let attempts = pool.circuit.failures;
