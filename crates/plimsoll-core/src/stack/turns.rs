@@ -1,6 +1,6 @@
 //! Turns: who asks, who gets which session, what has taken too long, and when a session is replaced or closed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -396,8 +396,8 @@ impl Stack {
 }
 
 impl Pool {
-    /// When something is due by time alone.
-    pub(super) fn next_due(&self, replicas: &std::collections::BTreeMap<u32, Replica>) -> Option<Duration> {
+    /// When something is due by time alone, after `now`.
+    pub(super) fn next_due(&self, now: Duration, replicas: &BTreeMap<u32, Replica>) -> Option<Duration> {
         let spec = &self.spec;
         let waiting = self.queue.iter().map(|asked| asked.since + spec.queue.timeout).min();
         let retry = (self.circuit.failures > 0).then_some(self.circuit.until);
@@ -423,7 +423,7 @@ impl Pool {
             };
             due.into_iter().chain(proven).min()
         });
-        sessions.chain(waiting).chain(retry).min()
+        sessions.chain(waiting).chain(retry).filter(|&at| at > now).min()
     }
 }
 
