@@ -21,7 +21,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 FOLDER = os.environ.get("PLIMSOLL_CLIENTS", os.path.join(HERE, "..", "..", "target", "xtask", "clients"))
 FOLDER = os.path.abspath(FOLDER)
 VENV, NPM = os.path.join(FOLDER, "venv"), os.path.join(FOLDER, "npm")
-PYPI = ["openai==3.57.0", "llm==0.36"]
+PYPI = ["openai==3.57.0", "llm==0.36", "claude-agent-sdk==0.2.189"]
 NODE = "openai@7.59.0"
 
 
@@ -556,6 +556,50 @@ def llm_asks_and_goes_on(bench):
         assert llm("prompt", *key, "hi there") == "echo: hi there"
         assert "and again" in llm("prompt", *key, "--continue", "and again")
         assert llm("prompt", *key, "--no-stream", "hi") == "echo: hi"
+
+
+# -- an agents' SDK, through the wrapper
+
+def held(bench):
+    """The wrapper that the SDK is pointed at."""
+    path = os.path.join(bench.dir, "agent-held")
+    if not os.path.exists(path):
+        done = bench.plimsoll("shim", "-m", "100m", "-o", path, "--", AGENT, "agent", "--protocol", "claude")
+        assert done.returncode == 0, done
+    return path
+
+
+def admitted(bench):
+    return json.loads(bench.plimsoll("status", "--json").stdout)["budget"]["admitted_bytes"]
+
+
+def sdk(bench, *words):
+    script = [sys.executable, os.path.join(HERE, "agent_sdk.py"), held(bench), *words]
+    return subprocess.Popen(script, env=bench.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@case
+def an_sdk_program_runs_through_the_wrapper(bench):
+    program = sdk(bench)
+    out, err = program.communicate(timeout=DEADLINE)
+    assert program.returncode == 0, err
+    lines = out.splitlines()
+    assert lines[0] == "query: echo: alone", out
+    assert lines[1] == "client: echo: one" and "one" in lines[2], out
+    assert lines[3].startswith("interrupted: "), out
+    until("their room is given back", lambda: admitted(bench) < 100 << 20)
+
+
+@case
+def an_agent_ends_with_the_program_that_started_it(bench):
+    program = sdk(bench, "hold")
+    heard = [program.stdout.readline() for _ in range(4)]
+    assert heard[3].startswith("interrupted: "), heard
+    # The pools' sessions are small and idle: so much is an agent's.
+    assert admitted(bench) >= 100 << 20, "it has not joined the budget"
+    program.kill()
+    program.wait(timeout=DEADLINE)
+    until("its agent is gone, and its room given back", lambda: admitted(bench) < 100 << 20)
 
 
 def main():
