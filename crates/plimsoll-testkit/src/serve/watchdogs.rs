@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use plimsoll_kernel::clock::Instant;
-use serde_json::Value;
 
 use super::scene::{POOL, Scene, refused};
 use crate::stack::world::{Check, ensure};
@@ -99,7 +98,7 @@ pub(super) fn an_agent_that_only_ends_is_not_started_for_ever(scene: &mut Scene)
     let denied = (0..3).any(|_| scene.client.ask(None, "x").is_ok_and(|reply| refused(&reply, 503).is_ok()));
     ensure!(denied, "nobody is told that it does not start");
     script(scene, "{}");
-    scene.until_pool("one is warm", |pool| pool["warm"] == 1 && pool["failed_starts"] == Value::from(0))?;
+    scene.until_pool("one is warm", |pool| pool["warm"] == 1 && pool["failed_starts"] == 0)?;
     ensure!(scene.say("a", "x")? == "echo: x", "no answer");
     Ok(())
 }
