@@ -90,6 +90,11 @@ impl Guarded {
         Ok(Self { child, own_group })
     }
 
+    /// Its pid.
+    pub(crate) fn pid(&self) -> i32 {
+        Pid::from_child(&self.child).as_raw_nonzero().get()
+    }
+
     /// The exit code, if it has ended.
     pub(crate) fn ended(&mut self) -> Option<i32> {
         self.child.try_wait().ok().flatten().map(code)

@@ -29,7 +29,7 @@ const USAGE: &str = "usage: cargo xtask VERB
   sim                the stack's state machine against made-up machines: --seeds N, --seed S
   guest -- COMMAND   a command on a kernel of its own: --mode v2|v2-swap|v2-delegated|v1|hybrid, --memory MIB
   docker -- COMMAND  a command in an ordinary container with a memory limit of its own
-  bench run|up       what `run` and `up` cost, both sides measured in one run; --quick for a fifth of the rounds
+  bench run|up|serve what `run`, `up` and pools cost, both sides measured in one run; --quick for a fifth of the rounds
   options            write docs/options.md, the options by tier, from the conformance suite
   packages           what tests and benchmarks need from Debian, and why; --install gets it";
 

@@ -8,6 +8,7 @@ use crate::workspace;
 /// Versions that the tables were measured with.
 const PM2: &str = "pm2@7.0.4";
 const SUPERVISOR: &str = "supervisor==4.3.0";
+const FASTAPI: [&str; 2] = ["fastapi==0.165.0", "uvicorn[standard]==0.54.0"];
 
 /// pm2's command, installed when it is missing.
 pub(crate) fn pm2() -> Result<PathBuf, Failure> {
@@ -24,12 +25,22 @@ pub(crate) fn pm2() -> Result<PathBuf, Failure> {
 
 /// The folder of supervisord and supervisorctl, installed when it is missing.
 pub(crate) fn supervisor() -> Result<PathBuf, Failure> {
-    let folder = workspace::scratch("peers")?.join("venv");
+    from_pypi("venv", "supervisord", &[SUPERVISOR])
+}
+
+/// The folder of a python that has FastAPI, and of uvicorn; installed when it is missing.
+pub(crate) fn fastapi() -> Result<PathBuf, Failure> {
+    from_pypi("fastapi", "uvicorn", &FASTAPI)
+}
+
+/// The programs' folder of an environment with these packages, made when `program` is not there.
+fn from_pypi(name: &str, program: &str, packages: &[&str]) -> Result<PathBuf, Failure> {
+    let folder = workspace::scratch("peers")?.join(name);
     let bin = folder.join("bin");
-    if !bin.join("supervisord").exists() {
+    if !bin.join(program).exists() {
         succeed(command("python3").args(["-m", "venv"]).arg(&folder))?;
-        let install = ["install", "--quiet", "--disable-pip-version-check", SUPERVISOR];
-        succeed(command(bin.join("pip")).args(install))?;
+        let install = ["install", "--quiet", "--disable-pip-version-check"];
+        succeed(command(bin.join("pip")).args(install).args(packages))?;
     }
     Ok(bin)
 }

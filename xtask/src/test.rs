@@ -13,7 +13,7 @@ use crate::place::{self, Place};
 use crate::suite::{SEED, Suite};
 use crate::summary::{self, Counts, Row, Verdict};
 use crate::workspace::{self, Binaries};
-use crate::{deny, fuzz, packages, sim};
+use crate::{deny, fuzz, packages, peers, sim};
 
 /// How much of what is counted in hundreds is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +45,12 @@ enum Work {
     RealPrograms,
     /// What surrounds `up`: the background, service managers, Prometheus, process 1.
     Packaging,
+    /// Clients that people use against pools: SDKs and a command.
+    Clients,
     /// The image of `packaging/docker`.
     Image,
+    /// The third incident's example.
+    ChatWrapper,
     /// The fourth incident's example: on this machine or in a container.
     RunawayWorker(Place),
     /// The fifth incident's example: on this machine or in a guest.
@@ -93,7 +97,9 @@ const FAMILIES: &[Family] = &[
     family("chaos_v2", Work::Kit(Suite::Chaos, Place::Guest(Mode::V2))),
     family("real", Work::RealPrograms),
     family("packaging", Work::Packaging),
+    family("clients", Work::Clients),
     family("image", Work::Image),
+    family("example_wrapper", Work::ChatWrapper),
     family("example_runaway_machine", Work::RunawayWorker(Place::Machine)),
     family("example_runaway_container", Work::RunawayWorker(Place::Container)),
     family("example_laptop_machine", Work::Laptop(Place::Machine)),
@@ -105,6 +111,12 @@ const REAL_PROGRAMS: &str = "tests/real/run.py";
 
 /// Drives `up` and the files of `packaging/`; prints closing lines as the others do.
 const PACKAGING: &str = "tests/packaging/run.py";
+
+/// Drives clients of the chat API, which it gets from PyPI and npm; prints closing lines as the others do.
+const CLIENTS: &str = "tests/clients/run.py";
+
+/// The third incident, before and after.
+const CHAT_WRAPPER: &str = "examples/incidents/3-chat-wrapper/run.py";
 
 /// The fourth incident, before and after: its folder.
 const RUNAWAY_WORKER: &str = "examples/incidents/4-runaway-worker";
@@ -286,12 +298,27 @@ impl Runner {
                 python.arg(PACKAGING).current_dir(workspace::root()).env("PLIMSOLL", &self.binaries()?.plimsoll);
                 stream(python, deadline, |line| closing(line, counts))
             }
+            Work::Clients => {
+                let binaries = self.binaries()?;
+                let mut python = command("python3");
+                python.arg(CLIENTS).current_dir(workspace::root());
+                python.env("PLIMSOLL", &binaries.plimsoll).env("PLIMSOLL_TESTKIT", &binaries.testkit);
+                python.env("PLIMSOLL_CLIENTS", workspace::scratch("clients")?);
+                stream(python, deadline, |line| closing(line, counts))
+            }
             Work::Image => {
                 let binaries = self.binaries()?;
                 let engine = Engine::start(binaries)?;
                 let commands = engine.packaged(binaries)?;
                 counts.passed += 1;
                 each(commands, deadline, counts)
+            }
+            Work::ChatWrapper => {
+                let requests = if self.extent == Extent::Part { "700" } else { "7000" };
+                let mut python = command(peers::fastapi()?.join("python"));
+                python.arg(CHAT_WRAPPER).args(["--requests", requests]).current_dir(workspace::root());
+                python.env("PLIMSOLL", &self.binaries()?.plimsoll);
+                stream(python, deadline, |line| closing(line, counts))
             }
             Work::RunawayWorker(place) => self.run_runaway_worker(place, deadline, counts),
             Work::Laptop(place) => self.run_laptop(place, deadline, counts),
@@ -345,7 +372,11 @@ fn available(work: Work) -> Result<(), Failure> {
         Work::Kit(_, place) => place.available(),
         Work::RealPrograms => programs(),
         Work::RunawayWorker(place) | Work::Laptop(place) => programs().and_then(|()| place.available()),
-        Work::Packaging => programs().and_then(|()| Place::Machine.available()),
+        Work::Packaging | Work::ChatWrapper => programs().and_then(|()| Place::Machine.available()),
+        Work::Clients if which("npm").is_none() => {
+            Err(Failure("npm is not here, and the SDK of Node comes from it".into()))
+        }
+        Work::Clients => programs().and_then(|()| Place::Machine.available()),
         Work::Image => Place::Container.available(),
         Work::Fuzz if which("c++").is_none() => Err(Failure("there is no c++ to compile libFuzzer with".to_owned())),
         Work::Fuzz | Work::Format | Work::Lints | Work::Dependencies | Work::Cargo | Work::Sim => Ok(()),

@@ -129,6 +129,7 @@ impl Api {
             key,
             messages: asked.messages,
             instruction: None,
+            is_streamed: asked.stream,
             is_aside: false,
             is_retry: is_retry(&headers),
             goes_on: false,
@@ -157,6 +158,7 @@ impl Api {
             key: Some(key.clone()),
             messages,
             instruction,
+            is_streamed: false,
             // What is remembered is what the client knows: its question and the answer that it was given.
             is_aside: true,
             print: 0,
@@ -222,6 +224,7 @@ impl Api {
             key: Some(format!("room-{}", message.room).into()),
             messages: vec![Message::new(Role::User, message.text.as_str())],
             instruction: None,
+            is_streamed: false,
             is_aside: false,
             print: 0,
             is_retry: false,
@@ -231,7 +234,8 @@ impl Api {
             Ok(reader) => reader,
             Err(_) => return empty(StatusCode::BAD_REQUEST),
         };
-        match message.reply_to(self.campfire.borrow().as_deref()) {
+        let address = message.reply_to(self.campfire.borrow().as_deref());
+        match address {
             Some(address) => {
                 let api = self.clone();
                 tokio::task::spawn_local(async move { api.reply(reader, message, address).await });

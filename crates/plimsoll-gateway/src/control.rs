@@ -29,6 +29,7 @@ use tokio::time::sleep;
 
 use crate::api::{self, Api};
 use crate::chat::Problem;
+use crate::limits::open_files;
 use crate::serve::is_ours;
 use door::Listening;
 use question::Miss;
@@ -37,8 +38,11 @@ pub(crate) use reply::Words;
 /// What knows the answers.
 pub(crate) type Answerer = Box<dyn Fn(Question, Reply) + Send>;
 
-/// Connections at one door.
+/// Connections at the control socket,
 const CONNECTIONS: usize = 128;
+
+/// and at a port at most: each may be a stream that is open for hours.
+const MOST_CONNECTIONS: usize = 16_384;
 
 /// A question's line and headers, bytes.
 const HEAD_BYTES: usize = 16 << 10;
@@ -88,7 +92,8 @@ fn spawn<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    if Rc::strong_count(crowd) > CONNECTIONS {
+    let most = if door.is_socket() { CONNECTIONS } else { (open_files() / 4).clamp(CONNECTIONS, MOST_CONNECTIONS) };
+    if Rc::strong_count(crowd) > most {
         return;
     }
     let (door, answerer, crowd, mut leaving) = (door.clone(), answerer.clone(), crowd.clone(), leaving.clone());

@@ -141,6 +141,8 @@ pub enum Verdict {
         session: Session,
         /// Why, in words for a client: the certificate's cause, and for a memory line which one.
         why: String,
+        /// Not as it should be: it failed, was killed, or met its line.
+        is_failed: bool,
     },
     /// Memory gets short or no longer is: told to an agent that speaks of it.
     Stage {

@@ -15,13 +15,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use plimsoll_model::pool::PoolSpec;
+use plimsoll_model::pool::{PoolSpec, Protocol};
 use plimsoll_store::conversations::{Conversations, Spoken};
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::agent::{Agent, Piece, Prompt};
-use crate::chat::conversation::{self, Step};
+use crate::chat::conversation::{self, Print, Step};
 use crate::chat::{Message, Problem, Role};
 use crate::desk::{Denial, Outcome, Plea, Session, Turn, Verdict};
 
@@ -41,6 +41,12 @@ const AGAIN: Duration = Duration::from_millis(5);
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 const MOST_KNOWN: usize = 1024;
 
+/// So many conversations are compared without reading their files.
+const MOST_PRINTS: usize = 4096;
+
+/// A turn that is over so soon is not told to have begun to be answered.
+const SOON: Duration = Duration::from_millis(50);
+
 /// After an agent's output has closed within a turn, its end is waited for so long: it says why.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -53,13 +59,21 @@ pub(crate) struct Turns {
     pools: RefCell<BTreeMap<Arc<str>, Arc<PoolSpec>>>,
     sessions: RefCell<BTreeMap<Session, Rc<Seat>>>,
     /// Turns that wait for a session.
-    asked: RefCell<BTreeMap<Turn, oneshot::Sender<Result<(Session, bool), Denial>>>>,
+    asked: RefCell<BTreeMap<Turn, oneshot::Sender<Assigned>>>,
     last: Cell<u64>,
     /// Turns that are on their way, or were a moment ago, for those that ask again.
     recent: RefCell<BTreeMap<Same, (Rc<Tape>, Instant)>>,
     conversations: RefCell<Option<Conversations>>,
+    /// What is compared of conversations that were heard of lately.
+    prints: RefCell<BTreeMap<Talk, Print>>,
     counts: Arc<Counts>,
 }
+
+/// A conversation: its pool and its key.
+type Talk = (Arc<str>, Arc<str>);
+
+/// A session, and whether it is new to the turn's conversation; or why there is none.
+type Assigned = Result<(Session, bool), Denial>;
 
 /// What makes two requests one turn.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,8 +97,10 @@ pub struct Counts {
 /// One session's process.
 struct Seat {
     agent: Agent,
-    /// Why its process is gone, once it is.
-    ended: RefCell<Option<String>>,
+    /// Whether it answers one turn by ending.
+    is_exec: bool,
+    /// Why its process is gone, once it is, and whether that is a failure.
+    ended: RefCell<Option<(String, bool)>>,
     /// Why its turn was stopped.
     interrupted: RefCell<Option<String>>,
     changed: Notify,
@@ -99,6 +115,8 @@ pub(crate) struct Ask {
     pub(crate) messages: Vec<Message>,
     /// Said to the agent besides, and remembered nowhere.
     pub(crate) instruction: Option<String>,
+    /// The client is given the answer in pieces, and will repeat these.
+    pub(crate) is_streamed: bool,
     /// What is new was never sent by the client, and is not remembered, nor is the answer.
     pub(crate) is_aside: bool,
     /// A request with the same print is the same, if it is sent again.
@@ -141,6 +159,8 @@ pub(crate) struct Tape {
     changed: Notify,
     readers: Cell<usize>,
     goes_on: bool,
+    /// Its turn has not begun and never will: whoever sends it again is not to hear this.
+    is_void: Cell<bool>,
 }
 
 /// One who reads a tape, from its beginning.
@@ -149,14 +169,34 @@ pub(crate) struct Reader {
     at: usize,
 }
 
+impl Seat {
+    /// Waits until nothing is left of its process.
+    async fn is_gone(&self) {
+        while self.ended.borrow().is_none() {
+            self.changed.notified().await;
+        }
+    }
+}
+
 impl Tape {
     fn new(goes_on: bool) -> Rc<Self> {
-        Rc::new(Self { notes: RefCell::default(), changed: Notify::new(), readers: Cell::new(0), goes_on })
+        Rc::new(Self {
+            notes: RefCell::default(),
+            changed: Notify::new(),
+            readers: Cell::new(0),
+            goes_on,
+            is_void: Cell::new(false),
+        })
     }
 
     fn write(&self, note: Note) {
         self.notes.borrow_mut().push(note);
         self.changed.notify_waiters();
+    }
+
+    fn deny(&self, denial: Denial) {
+        self.is_void.set(true);
+        self.write(Note::Failed(Failure::Denied(denial)));
     }
 
     fn is_over(&self) -> bool {
@@ -230,6 +270,7 @@ impl Turns {
             last: Cell::new(0),
             recent: RefCell::default(),
             conversations: RefCell::default(),
+            prints: RefCell::default(),
             counts,
         })
     }
@@ -272,6 +313,7 @@ impl Turns {
                 };
                 let seat = Rc::new(Seat {
                     agent,
+                    is_exec: spec.protocol == Protocol::Exec,
                     ended: RefCell::default(),
                     interrupted: RefCell::default(),
                     changed: Notify::new(),
@@ -305,9 +347,9 @@ impl Turns {
                     seat.agent.stage(stage, scale);
                 }
             }
-            Verdict::Ended { session, why } => {
+            Verdict::Ended { session, why, is_failed } => {
                 if let Some(seat) = self.sessions.borrow_mut().remove(&session) {
-                    *seat.ended.borrow_mut() = Some(why.clone());
+                    *seat.ended.borrow_mut() = Some((why.clone(), is_failed));
                     seat.agent.end(&why);
                     seat.changed.notify_waiters();
                 }
@@ -317,11 +359,7 @@ impl Turns {
 
     /// Tells when an agent is ready, and when it is lost between two turns.
     async fn look_after(self: Rc<Self>, session: Session, seat: Rc<Seat>) {
-        let ended = async {
-            while seat.ended.borrow().is_none() {
-                seat.changed.notified().await;
-            }
-        };
+        let ended = seat.is_gone();
         let work = async {
             if let Err(why) = seat.agent.start().await {
                 return self.say(Plea::Lost { session, why: why.0 }).await;
@@ -348,10 +386,11 @@ impl Turns {
         if ask.is_retry
             && let Some(same) = &same
             && let Some((tape, _)) = self.recent.borrow().get(same)
+            && !tape.is_void.get()
         {
             return Ok(tape.read());
         }
-        let is_anew = matches!(self.step(&ask)?, (stored, Step::Anew { .. }) if !stored.is_empty());
+        let is_anew = matches!(self.step(&ask)?, (true, Step::Anew { .. }));
         let tape = Tape::new(ask.goes_on);
         let reader = tape.read();
         if let Some(same) = same {
@@ -382,13 +421,29 @@ impl Turns {
         recent.insert(same, (tape.clone(), Instant::now()));
     }
 
-    /// What is stored of a turn's conversation, and how it goes on.
-    fn step<'a>(&self, ask: &'a Ask) -> Result<(Vec<Message>, Step<'a>), Problem> {
-        let stored = self.stored(ask);
-        let step = conversation::step(&stored, &ask.messages)?;
-        Ok((stored, step))
+    /// How a turn goes on with its conversation; and whether anything of that is stored.
+    fn step<'a>(&self, ask: &'a Ask) -> Result<(bool, Step<'a>), Problem> {
+        let print = self.print(ask);
+        Ok((!print.is_empty(), conversation::step(&print, &ask.messages)?))
     }
 
+    /// What is compared of a turn's conversation; read from its file when it was not heard of for long.
+    fn print(&self, ask: &Ask) -> Print {
+        let Some(key) = &ask.key else { return Print::default() };
+        let name = (ask.pool.clone(), key.clone());
+        if let Some(print) = self.prints.borrow().get(&name) {
+            return *print;
+        }
+        let print = Print::of(&self.stored(ask));
+        let mut prints = self.prints.borrow_mut();
+        if prints.len() >= MOST_PRINTS {
+            prints.pop_first();
+        }
+        prints.insert(name, print);
+        print
+    }
+
+    /// What was said in a turn's conversation.
     fn stored(&self, ask: &Ask) -> Vec<Message> {
         let conversations = self.conversations.borrow();
         let Some((all, key)) = conversations.as_ref().zip(ask.key.as_ref()) else { return Vec::new() };
@@ -401,9 +456,15 @@ impl Turns {
         let conversations = self.conversations.borrow();
         let Some(all) = conversations.as_ref() else { return };
         let spoken = |one: &Message| Spoken { role: one.role.word().to_owned(), content: one.content.clone() };
-        let said: Vec<Spoken> = said.iter().map(spoken).collect();
+        let spoken: Vec<Spoken> = said.iter().map(spoken).collect();
         // A disk that is full costs a conversation its memory, and no answer.
-        let _ = if is_all { all.replace(pool, key, &said) } else { all.append(pool, key, &said) };
+        let _ = if is_all { all.replace(pool, key, &spoken) } else { all.append(pool, key, &spoken) };
+        let mut prints = self.prints.borrow_mut();
+        match prints.get_mut(&(Arc::from(pool), Arc::from(key))) {
+            Some(print) if is_all => *print = Print::of(said),
+            Some(print) => said.iter().for_each(|message| print.add(message)),
+            None => {}
+        }
     }
 
     /// A turn from its question to the last piece of its answer.
@@ -418,13 +479,14 @@ impl Turns {
             () = tape.left_alone() => {
                 // It may have been assigned at this very moment: the supervisor then has it interrupted.
                 self.asked.borrow_mut().remove(&turn);
+                tape.is_void.set(true);
                 return self.say(Plea::Withdraw { turn }).await;
             }
         };
         let (session, fresh) = match assigned {
             Ok(Ok(assigned)) => assigned,
-            Ok(Err(denial)) => return tape.write(Note::Failed(Failure::Denied(denial))),
-            Err(_) => return tape.write(Note::Failed(Failure::Denied(Denial::Stopping))),
+            Ok(Err(denial)) => return tape.deny(denial),
+            Err(_) => return tape.deny(Denial::Stopping),
         };
         let seat = self.sessions.borrow().get(&session).cloned();
         let Some(seat) = seat else {
@@ -434,7 +496,9 @@ impl Turns {
         };
         tape.write(Note::Began);
         // Turns before it may have gone on with the conversation while it waited.
-        let Ok((stored, step)) = self.step(&ask) else { return };
+        let Ok((_, step)) = self.step(&ask) else { return };
+        let is_told_all = fresh && matches!(step, Step::On { appended: true, .. });
+        let stored = if is_told_all { self.stored(&ask) } else { Vec::new() };
         let prompt = prompt(turn, &ask, fresh, &stored, step);
         let (outcome, context_percent) = self.listen(turn, session, &seat, prompt, &ask, step, tape).await;
         self.say(Plea::Done { turn, session, outcome, context_percent }).await;
@@ -454,24 +518,30 @@ impl Turns {
     ) -> (Outcome, Option<f64>) {
         let mut answer = seat.agent.turn(prompt);
         let mut text = String::new();
-        let mut told: Option<Instant> = None;
+        // When the supervisor is to be told that something came.
+        let mut tell: Option<Instant> = None;
+        let mut has_come = false;
         let mut is_left = false;
         // One for the whole turn: a wait that began anew with each piece would never end while an agent talks.
         let mut left_alone = pin!(tape.left_alone());
         loop {
             let piece = tokio::select! {
-                piece = answer.next() => piece,
+                // Whether somebody listens is asked first: an agent that talks all the time leaves no other moment.
+                biased;
                 () = &mut left_alone, if !is_left => {
                     is_left = true;
                     self.say(Plea::Withdraw { turn }).await;
                     continue;
                 }
+                piece = answer.next() => piece,
+                () = sleep_until(tell.unwrap_or_else(Instant::now)), if tell.is_some() => {
+                    tell = None;
+                    self.say(Plea::Heard { session }).await;
+                    continue;
+                }
             };
-            let is_word = !matches!(piece, Some(Piece::Broken(_)) | None);
-            if is_word && told.is_none_or(|told| told.elapsed() >= HEARD_EVERY) {
-                told = Some(Instant::now());
-                self.say(Plea::Heard { session }).await;
-            }
+            tell = tell.or_else(|| Some(Instant::now() + if has_come { HEARD_EVERY } else { SOON }));
+            has_come = true;
             match piece {
                 Some(Piece::Delta(delta)) => {
                     if text.len() + delta.len() > LONGEST_ANSWER {
@@ -484,14 +554,23 @@ impl Turns {
                 }
                 Some(Piece::Alive) => {}
                 Some(Piece::Final { text: whole, usage, context_percent, .. }) => {
+                    let given = if ask.is_streamed && !text.is_empty() { Some(text.clone()) } else { None };
                     let text = whole.unwrap_or(text);
+                    if seat.is_exec
+                        && timeout(LAST_WORDS, seat.is_gone()).await.is_ok()
+                        && let Some((why, true)) = seat.ended.borrow().clone()
+                    {
+                        // The end of its output is the end of its answer only if it ended as it should.
+                        tape.write(Note::Failed(Failure::Broken(why.clone())));
+                        return (Outcome::Broken(why), None);
+                    }
                     if let Some(key) = ask.key.as_ref().filter(|_| !ask.is_aside) {
                         // Before it is answered: what was acknowledged is known after a crash as well.
                         let (said, is_all) = match step {
                             Step::On { new, .. } => (new, false),
                             Step::Anew { .. } => (&*ask.messages, true),
                         };
-                        let said = [said, &[Message::new(Role::Assistant, &*text)]].concat();
+                        let said = [said, &[Message::new(Role::Assistant, given.as_deref().unwrap_or(&text))]].concat();
                         self.store(&ask.pool, key, &said, is_all);
                     }
                     tape.write(Note::Final(text, usage));
@@ -518,14 +597,9 @@ impl Turns {
     async fn broken(&self, turn: Turn, session: Session, seat: &Seat, why: String, tape: &Tape) -> Option<f64> {
         let outcome = Outcome::Broken(why.clone());
         self.say(Plea::Done { turn, session, outcome, context_percent: None }).await;
-        let ended = async {
-            while seat.ended.borrow().is_none() {
-                seat.changed.notified().await;
-            }
-        };
-        let _ = timeout(LAST_WORDS, ended).await;
+        let _ = timeout(LAST_WORDS, seat.is_gone()).await;
         let stopped = seat.interrupted.take();
-        let better = seat.ended.borrow().clone();
+        let better = seat.ended.borrow().clone().map(|(why, _)| why);
         tape.write(Note::Failed(match (stopped, better) {
             (Some(why), _) => Failure::Stopped(why),
             (None, Some(better)) => Failure::Broken(format!("{why}: {better}")),

@@ -395,7 +395,7 @@ mod tests {
         let work = || {
             for deep in ["[".repeat(100_000), "{\"a\":".repeat(100_000)] {
                 for body in [format!("{{\"room\":{{\"id\":{deep}"), format!("{{\"x\":{deep}"), deep.clone()] {
-                    assert_eq!(Message::parse(body[..body.len().min(LARGEST_BODY)].as_bytes()), Err(Unfit::Shape));
+                    assert_eq!(Message::parse(&body.as_bytes()[..body.len().min(LARGEST_BODY)]), Err(Unfit::Shape));
                 }
             }
             let nested = format!("{{\"room\":{{\"id\":{}1{}}},\"content\":\"x\"}}", "[".repeat(120), "]".repeat(120));

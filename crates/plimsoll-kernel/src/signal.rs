@@ -223,3 +223,12 @@ pub fn stop_by(signal: i32, group: bool) {
     let _ = set.mask(libc::SIG_UNBLOCK);
     let _ = set.block();
 }
+
+/// From now on SIGTERM comes when the process that started us ends, however that is. False when it has ended already.
+#[must_use]
+pub fn end_with_parent() -> bool {
+    let parent = rustix::process::getppid();
+    let set = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).is_ok();
+    // It may have ended before it was asked for: then somebody else is our parent by now.
+    set && parent.is_some() && rustix::process::getppid() == parent
+}

@@ -177,7 +177,7 @@ impl Rules {
                 for sample in &measured.trees {
                     if let Some(tree) = self.trees.get_mut(&sample.instance) {
                         tree.usage = sample.memory_bytes;
-                        if self.turns.pool(&sample.instance.service).is_some() {
+                        if self.turns.is_session(&sample.instance) {
                             // Idle it claims what it holds, and with a turn more again: at least so much.
                             tree.claim = tree.claim.min(tree.usage);
                         }

@@ -54,6 +54,11 @@ impl Turns {
         self.pools.get(name)
     }
 
+    /// A process of a pool, also of one that is in no file any more.
+    pub(crate) fn is_session(&self, instance: &Instance) -> bool {
+        self.sessions.contains_key(instance)
+    }
+
     pub(crate) fn input(&mut self, input: &Input) {
         match input {
             Input::Ask { turn, pool, key, is_anew } => {

@@ -243,6 +243,17 @@ impl World {
                 Input::Lost { instance, why: "its output is closed".to_owned() }
             }
             _ => {
+                // Some ask several at a time.
+                if self.random.one_in(2) {
+                    self.turns += 1;
+                    let ask = Input::Ask {
+                        turn: Turn(self.turns),
+                        pool: pool.clone(),
+                        key: Some(key.clone()),
+                        is_anew: false,
+                    };
+                    self.step(ask)?;
+                }
                 self.turns += 1;
                 let key = self.random.percent(70).then_some(key);
                 Input::Ask { turn: Turn(self.turns), pool, key, is_anew: self.random.one_in(8) }

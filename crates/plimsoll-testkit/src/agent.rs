@@ -73,6 +73,8 @@ struct Agent {
     turns: usize,
     asked: u64,
     stage: String,
+    /// The answer of the coming turn, as the last one had it.
+    next: Option<String>,
     ignores_eof: bool,
     held: Vec<Vec<u8>>,
     children: Vec<Child>,
@@ -167,6 +169,7 @@ impl Agent {
             turns: 0,
             asked: 0,
             stage: "normal".to_owned(),
+            next: None,
             ignores_eof: false,
             held: Vec::new(),
             children: Vec::new(),
@@ -201,8 +204,11 @@ impl Agent {
         first.extend(lines(&self.script["start"]));
         let mut manner = Manner::new();
         for deed in first {
-            // Nobody can interrupt what has not begun.
-            let _ = self.act(deed, &mut manner)?;
+            // Nobody is heard before it has started.
+            match deed {
+                Deed::Sleep(pause) => std::thread::sleep(pause),
+                deed => _ = self.act(deed, &mut manner)?,
+            }
         }
         if self.voice.protocol() == Protocol::Exec {
             let text = String::from_utf8_lossy(&self.inbox.rest()).into_owned();
@@ -298,7 +304,7 @@ impl Agent {
         // A question in the question's own words is no answer.
         let (said, own): (Vec<Deed>, Vec<Deed>) = asked.into_iter().partition(|deed| matches!(deed, Deed::Text(_)));
         deeds.extend(own);
-        let mut manner = Manner::new();
+        let mut manner = Manner { say: self.next.take(), ..Manner::new() };
         for deed in deeds {
             if self.act(deed, &mut manner)? == Pause::Interrupted {
                 self.voice.interrupted();
@@ -362,6 +368,7 @@ impl Agent {
         let id = self.voice.turn().to_owned();
         match deed {
             Deed::Text(text) | Deed::Say(text) => manner.say = Some(text),
+            Deed::Next(text) => self.next = Some(text),
             Deed::Leak(bytes) => self.held.push(vec![1; bytes]),
             Deed::Peak(bytes) => drop(std::hint::black_box(vec![1u8; bytes])),
             Deed::Sleep(pause) => return self.pause(pause, &id),

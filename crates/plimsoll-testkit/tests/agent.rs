@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
-use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 use std::rc::Rc;
@@ -70,7 +69,7 @@ fn fake(protocol: Protocol, options: &[&str]) -> Live {
 
 /// The kit's agent, ready.
 async fn ready(protocol: Protocol, options: &[&str]) -> Live {
-    let mut live = fake(protocol, options);
+    let live = fake(protocol, options);
     live.agent.start().await.unwrap();
     live
 }
@@ -90,7 +89,7 @@ impl Live {
 
     async fn text(&mut self, text: &str) -> String {
         let whole = self.answer(text).await;
-        assert!(matches!(whole.last, Piece::Final { .. }), "{text}: {whole:?}");
+        assert!(matches!(whole.last, Piece::Final { .. }), "{:.80}: {whole:?}", text);
         whole.answer()
     }
 }
@@ -307,26 +306,23 @@ fn a_second_answer_is_nobodys() {
 fn a_grandchild_that_holds_the_pipe_delays_nothing() {
     run(async {
         for protocol in [Protocol::Claude, Protocol::Jsonl, Protocol::Exec] {
-            let deed = if protocol == Protocol::Exec { "!child hold\nchildren" } else { "!child hold" };
             let mut live = ready(protocol, &[]).await;
-            let mut answer = live.ask(deed);
-            let mut pids = String::new();
-            if protocol == Protocol::Exec {
-                while pids.is_empty() {
-                    if let Some(Piece::Delta(text)) = answer.next().await {
-                        pids = text;
-                    }
-                }
+            let mut answer = if protocol == Protocol::Exec {
+                live.ask("!child hold\nchildren")
             } else {
-                whole(answer).await;
-                pids = live.text("children").await;
-                answer = live.ask("!cut 3");
-            }
+                live.text("!child hold\nhello").await;
+                let pids = live.text("children").await;
+                live.ask(&format!("!say {pids}\n!deltas 1\n!cut 3"))
+            };
+            let pids = loop {
+                if let Piece::Delta(text) = timeout(PATIENCE, answer.next()).await.unwrap().unwrap() {
+                    break text;
+                }
+            };
             live.child.wait().unwrap();
             // Its output is open as before; who knows that it is gone says so.
-            let mut first = None;
-            let waits = poll_fn(|context| answer.poll_next(context).map(|piece| first = piece));
-            assert!(protocol != Protocol::Exec || timeout(Duration::from_millis(200), waits).await.is_ok());
+            let more = timeout(Duration::from_millis(200), answer.next()).await;
+            assert!(!more.is_ok_and(|piece| piece.is_some_and(|piece| piece.is_last())));
             let began = Instant::now();
             live.agent.end("its memory line was met");
             let last = whole(answer).await.last;
@@ -386,6 +382,7 @@ fn an_agent_that_never_reads_holds_nobody_up() {
         // The question is not read, and an answer comes all the same.
         let mut live = adopt(Protocol::Exec, MAX_LINE, &["echo", "fine"]);
         live.agent.start().await.unwrap();
+        sleep(Duration::from_millis(50)).await;
         assert_eq!(live.text(&"x".repeat(5 << 20)).await, "fine\n");
     });
 }
@@ -452,7 +449,7 @@ fn stages_and_the_end_of_input_reach_the_agent() {
 #[test]
 fn an_agent_that_talks_to_itself_is_lost() {
     run(async {
-        let mut live = adopt(Protocol::Jsonl, 1 << 10, &["yes", "garbage"]);
+        let live = adopt(Protocol::Jsonl, 1 << 10, &["yes", "garbage"]);
         live.agent.start().await.unwrap();
         let why = timeout(PATIENCE, live.agent.lost()).await.unwrap();
         assert!(why.0.contains("without being asked"), "{why}");
@@ -473,7 +470,7 @@ fn a_conversation_is_taken_up_again() {
         let mut live = ready(Protocol::Claude, &["--state", state, &resume]).await;
         assert_eq!(live.text("history").await, "my name is Ida | history");
         assert_eq!(live.agent.agent_session(), Some(session));
-        let mut stranger = fake(Protocol::Claude, &["--state", state, "--resume=unknown"]);
+        let stranger = fake(Protocol::Claude, &["--state", state, "--resume=unknown"]);
         assert!(timeout(PATIENCE, stranger.agent.start()).await.unwrap().is_err());
         let _ = std::fs::remove_dir_all(folder);
     });

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Verb::Check(args) => verb::check::main(&args),
         Verb::Schema(_) => Ok(verb::schema::main()),
         Verb::Init(args) => verb::init::main(&args),
+        Verb::Shim(args) => verb::shim::main(&args),
         Verb::Up(args) => verb::up::up_main(&args, &paths),
         Verb::Down(_) => verb::control::down(&paths),
         Verb::Status(args) => verb::status::status(&args, &paths),

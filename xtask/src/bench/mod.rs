@@ -3,6 +3,7 @@
 mod listen;
 mod manager;
 mod run;
+mod serve;
 mod services;
 mod up;
 
@@ -11,12 +12,13 @@ use std::time::Duration;
 
 use crate::exec::Failure;
 
-/// `cargo xtask bench run|up [--quick] [PART…]`.
+/// `cargo xtask bench run|up|serve [--quick] [PART…]`.
 pub(crate) fn main(args: &[String]) -> Result<ExitCode, Failure> {
     match args.first().map(String::as_str) {
         Some("run") => run::main(&args[1..]),
         Some("up") => up::main(&args[1..]),
-        _ => Err(Failure("usage: cargo xtask bench run|up [--quick] [PART…]".into())),
+        Some("serve") => serve::main(&args[1..]),
+        _ => Err(Failure("usage: cargo xtask bench run|up|serve [--quick] [PART…]".into())),
     }
 }
 

@@ -161,6 +161,8 @@ pub enum Effect {
         instance: Instance,
         /// Why, in words.
         why: String,
+        /// Not as it should be: it failed, was killed, or met its line.
+        is_failed: bool,
     },
 }
 

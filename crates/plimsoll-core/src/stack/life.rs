@@ -227,7 +227,7 @@ impl Stack {
             service.learned.push(peak);
         }
         if is_pool {
-            self.session_gone(instance, run.ending.as_ref(), &end, run.memory, effects);
+            self.session_gone(instance, run.ending.as_ref(), &end, run.memory, runtime, effects);
         }
     }
 
@@ -303,7 +303,7 @@ impl Stack {
                 sooner(service.autoscale.next_due());
             }
             if let Some(pool) = service.pool.as_ref().filter(|_| service.off.is_none()) {
-                pool.next_due(&service.replicas).into_iter().filter(|&at| at > self.now).for_each(&mut sooner);
+                pool.next_due(self.now, &service.replicas).into_iter().for_each(&mut sooner);
             }
             for replica in service.replicas.values() {
                 let Some(run) = &replica.run else {

@@ -1,6 +1,6 @@
 //! Turns: who asks, who gets which session, what has taken too long, and when a session is replaced or closed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ use super::service::Service;
 
 /// An agent that was interrupted has so long to say so.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(5);
+
+/// Who ends so soon after its start has not started, whatever it was asked.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// What a pool's turns cost, worked out before its sessions are touched.
 struct Prices {
@@ -205,12 +208,13 @@ impl Stack {
         ending: Option<&Ending>,
         end: &End,
         held: u64,
+        runtime: Duration,
         effects: &mut Vec<Effect>,
     ) {
         let now = self.now;
         let Some(service) = self.services.get_mut(&instance.service) else { return };
         let Some(pool) = &mut service.pool else { return };
-        let Some(session) = pool.sessions.remove(&instance.replica) else { return };
+        let Some(mut session) = pool.sessions.remove(&instance.replica) else { return };
         service.replicas.remove(&instance.replica);
         let after_bytes = service.replicas.values().filter_map(|r| r.run.as_ref()).map(|run| run.memory).sum();
         let reason = ending.map(|ending| &ending.reason);
@@ -218,12 +222,21 @@ impl Stack {
             reason,
             None | Some(Reason::Recycled(Recycle::Watch { .. } | Recycle::Broken { .. }) | Reason::Livelocked { .. })
         );
-        if !session.is_proven && !is_our_doing {
+        // Of what it was asked one may die that is well otherwise; at once after its start nobody has asked much.
+        let is_failed_start = session.owner == Owner::None || runtime < AT_ONCE;
+        if !session.is_proven && is_failed_start && !is_our_doing {
             let opens = pool.circuit.failed(now);
             if opens {
                 let attempts = pool.circuit.failures;
                 effects.push(Effect::Emit(Event::CircuitOpened { instance: instance.clone(), attempts }));
             }
+        }
+        // A process for one turn has ended as it should: its turn is over with it.
+        let is_answered = pool.spec.protocol == Protocol::Exec && end.cause == Cause::Exited;
+        if let Some(since) = session.running().filter(|_| is_answered).map(|running| running.since) {
+            pool.took(now.saturating_sub(since));
+            pool.counts.turns += 1;
+            session.turns += 1;
         }
         let is_recycled = matches!(reason, Some(Reason::Recycled(_)));
         pool.counts.recycled += u64::from(is_recycled);
@@ -236,7 +249,7 @@ impl Stack {
             (Some(reason), true) => format!("{reason}; {}", super::event::ended_words(end.cause)),
             (None, _) => super::event::ended_words(end.cause).to_owned(),
         };
-        effects.push(Effect::SessionGone { instance: instance.clone(), why: why.clone() });
+        effects.push(Effect::SessionGone { instance: instance.clone(), why: why.clone(), is_failed: !is_as_decided });
         let key = match session.owner {
             Owner::Key(key) => Some(key),
             _ => None,
@@ -383,8 +396,8 @@ impl Stack {
 }
 
 impl Pool {
-    /// When something is due by time alone.
-    pub(super) fn next_due(&self, replicas: &std::collections::BTreeMap<u32, Replica>) -> Option<Duration> {
+    /// When something is due by time alone, after `now`.
+    pub(super) fn next_due(&self, now: Duration, replicas: &BTreeMap<u32, Replica>) -> Option<Duration> {
         let spec = &self.spec;
         let waiting = self.queue.iter().map(|asked| asked.since + spec.queue.timeout).min();
         let retry = (self.circuit.failures > 0).then_some(self.circuit.until);
@@ -410,7 +423,7 @@ impl Pool {
             };
             due.into_iter().chain(proven).min()
         });
-        sessions.chain(waiting).chain(retry).min()
+        sessions.chain(waiting).chain(retry).filter(|&at| at > now).min()
     }
 }
 
@@ -698,8 +711,10 @@ fn begin(
     }
     // Every place is somebody's: the one that was idle for longest makes room for each that waits.
     let leaving = pool.sessions.iter().filter(|(n, s)| s.owner != Owner::None && is_closing(service, **n)).count();
-    let lacking = without.saturating_sub(there + leaving).min(max_sessions);
-    if pool.owned() < max_sessions || lacking == 0 {
+    let free = max_sessions.saturating_sub(pool.owned());
+    // A process that was started ahead is no place: it can be had by whoever has one.
+    let lacking = without.saturating_sub(free + leaving).min(max_sessions);
+    if lacking == 0 {
         return;
     }
     let asked: BTreeSet<&Name> = pool.queue.iter().filter_map(|asked| asked.key.as_ref()).collect();

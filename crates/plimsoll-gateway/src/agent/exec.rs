@@ -1,4 +1,4 @@
-//! A process a turn: the prompt on its standard input, the answer on its standard output.
+//! A process a turn: the prompt on its standard input; all that it says on its standard output is the answer.
 
 use super::dialog::Word;
 use super::piece::Piece;

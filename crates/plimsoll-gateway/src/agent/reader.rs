@@ -96,6 +96,10 @@ impl Reader {
                 in_a_row = 0;
                 tokio::task::yield_now().await;
             }
+            if self.is_early() {
+                shared.to_reader.notified().await;
+                continue;
+            }
             tokio::select! {
                 biased;
                 () = shared.to_reader.notified() => {}
@@ -111,7 +115,9 @@ impl Reader {
 
     /// Begins the turn that is asked for. What the agent said before answers nothing.
     async fn begin(&mut self) -> Result<(), End> {
-        self.exhaust().await?;
+        if !self.is_early() {
+            self.exhaust().await?;
+        }
         let Some(asked) = self.shared.asked.take() else { return Ok(()) };
         (self.answer, self.had_turn, self.unasked) = (Some(asked.answer), true, 0);
         let mut dialog = self.shared.dialog.borrow_mut();
@@ -119,6 +125,11 @@ impl Reader {
         self.shared.say(said);
         self.shared.outbox.borrow_mut().is_complete = dialog.is_for_one_turn();
         Ok(())
+    }
+
+    /// What a process for one turn says is the answer, also when it does not wait for the question.
+    fn is_early(&self) -> bool {
+        !self.had_turn && self.shared.dialog.borrow().is_for_one_turn()
     }
 
     /// Hears what is in the pipe by now. It asks the kernel: what the runtime knows of the pipe is older.

@@ -4,8 +4,10 @@
 //! there again, only what follows is new. Where the client says that it went otherwise (a message was edited, an answer is
 //! wanted again), the process that heard the former words is of no use: a fresh one is told the client's version.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use super::problem::Problem;
-use super::request::{Message, Request, Role};
+use super::request::{Message, Role};
 
 /// How a conversation goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,14 +32,14 @@ pub enum Step<'r> {
 ///
 /// # Errors
 /// 400 when there is nothing to answer: the last message is the assistant's.
-pub fn step<'r>(stored: &[Message], request: &'r [Message]) -> Result<Step<'r>, Problem> {
+pub fn step<'r>(stored: &Print, request: &'r [Message]) -> Result<Step<'r>, Problem> {
     if request.last().is_none_or(|last| last.role == Role::Assistant) {
         let message = "there is nothing to answer: the last message is the assistant's";
         return Err(Problem::invalid("messages", message));
     }
-    let is_repeated = stored.len() < request.len() && stored.iter().zip(request).all(|(a, b)| is_same(a, b));
+    let is_repeated = stored.count < request.len() && Print::of(&request[..stored.count]) == *stored;
     if is_repeated {
-        return Ok(Step::On { new: &request[stored.len()..], appended: false });
+        return Ok(Step::On { new: &request[stored.count..], appended: false });
     }
     // Some clients keep no history and leave it to the session.
     if let [Message { role: Role::User, .. }] = request {
@@ -48,102 +50,40 @@ pub fn step<'r>(stored: &[Message], request: &'r [Message]) -> Result<Step<'r>, 
     Ok(Step::Anew { before, new })
 }
 
-/// Spaces around a text get lost on the way through clients.
-fn is_same(a: &Message, b: &Message) -> bool {
-    a.role == b.role && a.content.trim() == b.content.trim()
+/// What is compared of a conversation: how many messages it has, and a digest of them. Spaces around a text get lost on the
+/// way through clients, and do not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Print {
+    count: usize,
+    digest: u64,
 }
 
-/// What is stored once a turn was answered: what the client will repeat the next time.
-#[must_use]
-pub fn stored(before: &[Message], request: &Request, step: Step<'_>, answer: &str) -> Vec<Message> {
-    let said = match step {
-        Step::On { appended: true, new } => [before, new].concat(),
-        Step::On { appended: false, .. } | Step::Anew { .. } => request.messages.clone(),
-    };
-    said.into_iter().chain([Message::new(Role::Assistant, answer)]).collect()
-}
+impl Print {
+    /// Of all these messages.
+    #[must_use]
+    pub fn of(messages: &[Message]) -> Self {
+        let mut print = Self::default();
+        messages.iter().for_each(|message| print.add(message));
+        print
+    }
 
-/// What fits into `most` bytes of what was said before: all that says how the assistant has to be, then the latest. How many
-/// are left out comes with it. Message contents count; a single one that is too long is left out, too.
-#[must_use]
-pub fn latest(before: &[Message], most: usize) -> (Vec<&Message>, usize) {
-    let mut left = most;
-    let mut keeps = vec![false; before.len()];
-    let is_system = |index: usize| before[index].role == Role::System;
-    let systems = (0..before.len()).filter(|&index| is_system(index));
-    for index in systems {
-        if let Some(rest) = left.checked_sub(before[index].content.len()) {
-            (keeps[index], left) = (true, rest);
-        }
+    /// One more was said.
+    pub fn add(&mut self, message: &Message) {
+        let mut hasher = DefaultHasher::new();
+        (self.digest, message.role, message.content.trim()).hash(&mut hasher);
+        *self = Self { count: self.count + 1, digest: hasher.finish() };
     }
-    for index in (0..before.len()).rev().filter(|&index| !is_system(index)) {
-        // A hole in the middle would be another conversation: the first that is too long ends it.
-        let Some(rest) = left.checked_sub(before[index].content.len()) else { break };
-        (keeps[index], left) = (true, rest);
-    }
-    let kept: Vec<&Message> =
-        before.iter().zip(&keeps).filter(|(_, keeps)| **keeps).map(|(message, _)| message).collect();
-    let dropped = before.len() - kept.len();
-    (kept, dropped)
-}
 
-/// One text for an agent that takes a prompt and no messages (`claude`, `exec`): what was said before, in at most `most`
-/// bytes, then what is to be answered. A single user message without anything before it is itself.
-#[must_use]
-pub fn prompt(before: &[Message], new: &[Message], most: usize) -> String {
-    if let ([], [Message { role: Role::User, content }]) = (before, new) {
-        return content.clone();
-    }
-    let (before, dropped) = latest(before, most);
-    // A request's own history is part of what is new when it is the first of its conversation.
-    let last = new.iter().rposition(|message| message.role == Role::Assistant).map_or(0, |at| at + 1);
-    let (more, asked) = new.split_at(last);
-    let all = || before.iter().copied().chain(more);
-    let mut text = String::new();
-    for message in all().chain(asked).filter(|message| message.role == Role::System) {
-        text += &message.content;
-        text += "\n\n";
-    }
-    let mut has_history = false;
-    for message in all().filter(|message| message.role != Role::System) {
-        if !has_history {
-            text += "This is the conversation so far";
-            if dropped > 0 {
-                text += &format!(" ({dropped} earlier messages are left out)");
-            }
-            text += ".\n\n";
-            has_history = true;
-        }
-        text += &format!("{}: {}\n\n", speaker(message.role), message.content);
-    }
-    if has_history {
-        text += "Answer what follows.\n\n";
-    }
-    let asked: Vec<&Message> = asked.iter().filter(|message| message.role != Role::System).collect();
-    match asked.as_slice() {
-        [Message { role: Role::User, content }] => text += content,
-        asked => {
-            let lines: Vec<String> =
-                asked.iter().map(|message| format!("{}: {}", speaker(message.role), message.content)).collect();
-            text += &lines.join("\n\n");
-        }
-    }
-    text
-}
-
-fn speaker(role: Role) -> &'static str {
-    match role {
-        Role::System => "System",
-        Role::User => "User",
-        Role::Assistant => "Assistant",
-        Role::Tool => "Tool",
+    /// Nothing was said yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::structured::Format;
     use proptest::prelude::*;
 
     fn user(text: &str) -> Message {
@@ -158,70 +98,37 @@ mod tests {
         Message::new(Role::System, text)
     }
 
-    fn request(messages: &[Message]) -> Request {
-        let messages = messages.to_vec();
-        Request {
-            model: "m".to_owned(),
-            messages,
-            stream: false,
-            include_usage: false,
-            format: Format::Text,
-            session: None,
-            user: None,
+    /// As whoever stores it does.
+    fn told(before: &[Message], asked: &[Message], step: Step<'_>, answer: &str) -> Vec<Message> {
+        match step {
+            Step::On { new, .. } => [before, new, &[bot(answer)]].concat(),
+            Step::Anew { .. } => [asked, &[bot(answer)]].concat(),
         }
+    }
+
+    fn how<'r>(stored: &[Message], asked: &'r [Message]) -> Result<Step<'r>, Problem> {
+        step(&Print::of(stored), asked)
     }
 
     #[test]
     fn what_is_new() {
         let stored = [system("s"), user("1"), bot("a")];
         let whole = [system("s"), user("1"), bot("a \n"), user("2")];
-        assert_eq!(step(&stored, &whole), Ok(Step::On { new: &whole[3..], appended: false }));
-        assert_eq!(step(&[], &whole), Ok(Step::On { new: &whole, appended: false }));
+        assert_eq!(how(&stored, &whole), Ok(Step::On { new: &whole[3..], appended: false }));
+        assert_eq!(how(&[], &whole), Ok(Step::On { new: &whole, appended: false }));
         // Only the new words.
         let alone = [user("2")];
-        assert_eq!(step(&stored, &alone), Ok(Step::On { new: &alone, appended: true }));
-        assert_eq!(step(&stored, &[user("1")]), Ok(Step::On { new: &[user("1")], appended: true }));
+        assert_eq!(how(&stored, &alone), Ok(Step::On { new: &alone, appended: true }));
+        assert_eq!(how(&stored, &[user("1")]), Ok(Step::On { new: &[user("1")], appended: true }));
         // An edited message, another system, an answer that is wanted again.
         let edited = [system("s"), user("one"), bot("a"), user("2")];
-        assert_eq!(step(&stored, &edited), Ok(Step::Anew { before: &edited[..3], new: &edited[3..] }));
+        assert_eq!(how(&stored, &edited), Ok(Step::Anew { before: &edited[..3], new: &edited[3..] }));
         let again = [system("s"), user("1")];
-        assert_eq!(step(&stored, &again), Ok(Step::Anew { before: &[], new: &again }));
+        assert_eq!(how(&stored, &again), Ok(Step::Anew { before: &[], new: &again }));
         // Nothing to answer.
         for nothing in [&stored[..], &[], &[user("1"), bot("b")]] {
-            assert_eq!(step(&stored, nothing).unwrap_err().param.as_deref(), Some("messages"));
+            assert_eq!(how(&stored, nothing).unwrap_err().param.as_deref(), Some("messages"));
         }
-    }
-
-    #[test]
-    fn what_is_stored() {
-        let before = [user("1"), bot("a")];
-        let asked = request(&[user("2")]);
-        let on = step(&before, &asked.messages).unwrap();
-        assert_eq!(stored(&before, &asked, on, "b"), [user("1"), bot("a"), user("2"), bot("b")]);
-        let otherwise = request(&[user("x"), bot("y"), user("2")]);
-        let anew = step(&before, &otherwise.messages).unwrap();
-        assert_eq!(stored(&before, &otherwise, anew, "b"), [user("x"), bot("y"), user("2"), bot("b")]);
-    }
-
-    #[test]
-    fn prompts() {
-        assert_eq!(prompt(&[], &[user("hi")], 0), "hi");
-        assert_eq!(prompt(&[], &[system("be kind"), user("hi")], 0), "be kind\n\nhi");
-        assert_eq!(
-            prompt(&[system("s"), user("1"), bot("a")], &[user("2")], 100),
-            "s\n\nThis is the conversation so far.\n\nUser: 1\n\nAssistant: a\n\nAnswer what follows.\n\n2"
-        );
-        // The whole of a first request.
-        assert_eq!(
-            prompt(&[], &[user("1"), bot("a"), user("2"), user("3")], 0),
-            "This is the conversation so far.\n\nUser: 1\n\nAssistant: a\n\nAnswer what follows.\n\nUser: 2\n\nUser: 3"
-        );
-        assert_eq!(
-            prompt(&[user("long"), bot("a"), user("2"), bot("b")], &[user("3")], 3),
-            "This is the conversation so far (1 earlier messages are left out).\n\n\
-             Assistant: a\n\nUser: 2\n\nAssistant: b\n\nAnswer what follows.\n\n3"
-        );
-        assert_eq!(prompt(&[], &[system("do it")], 0), "do it\n\n");
     }
 
     fn message() -> impl Strategy<Value = Message> {
@@ -237,16 +144,16 @@ mod tests {
         /// A client that repeats all it was told, and asks on, is asked for no more than that, turn after turn.
         #[test]
         fn who_repeats_all_goes_on(first in messages(6), turns in prop::collection::vec(("[a-z]{1,5}", "[a-z ]{0,5}"), 1..6)) {
-            let mut told: Vec<Message> = Vec::new();
+            let mut known: Vec<Message> = Vec::new();
             let mut said: Vec<Message> = first;
             said.push(user("begin"));
             for (answer, next) in turns {
-                let asked = request(&said);
-                let on = step(&told, &asked.messages).unwrap();
-                prop_assert_eq!(on, Step::On { new: &asked.messages[told.len()..], appended: false });
-                told = stored(&told, &asked, on, &answer);
+                let asked = said.clone();
+                let on = how(&known, &asked).unwrap();
+                prop_assert_eq!(on, Step::On { new: &asked[known.len()..], appended: false });
+                known = told(&known, &asked, on, &answer);
                 said.push(bot(&answer));
-                prop_assert_eq!(&told, &said);
+                prop_assert_eq!(&known, &said);
                 said.push(user(&next));
             }
         }
@@ -254,22 +161,23 @@ mod tests {
         /// A client that keeps nothing goes on, too.
         #[test]
         fn who_repeats_nothing_goes_on(turns in prop::collection::vec(("[a-z]{1,5}", "[a-z]{1,5}"), 1..8)) {
-            let mut told: Vec<Message> = Vec::new();
+            let mut known: Vec<Message> = Vec::new();
             for (index, (asks, answer)) in turns.iter().enumerate() {
-                let asked = request(&[user(asks)]);
-                let on = step(&told, &asked.messages).unwrap();
-                prop_assert_eq!(on, Step::On { new: &asked.messages, appended: index > 0 });
-                told = stored(&told, &asked, on, answer);
-                prop_assert_eq!(told.len(), 2 * (index + 1));
+                let asked = [user(asks)];
+                let on = how(&known, &asked).unwrap();
+                prop_assert_eq!(on, Step::On { new: &asked, appended: index > 0 });
+                known = told(&known, &asked, on, answer);
+                prop_assert_eq!(known.len(), 2 * (index + 1));
             }
         }
 
         /// Nothing that was asked is lost, nothing is told twice, and there is always something to answer.
         #[test]
         fn nothing_is_lost(before in messages(6), asked in messages(6)) {
-            match step(&before, &asked) {
+            match how(&before, &asked) {
                 Ok(Step::On { new, appended: false }) => {
-                    prop_assert!(before.iter().zip(&asked).all(|(a, b)| is_same(a, b)));
+                    let is_same = |(a, b): (&Message, &Message)| a.role == b.role && a.content.trim() == b.content.trim();
+                    prop_assert!(before.iter().zip(&asked).all(is_same));
                     prop_assert_eq!(before.len() + new.len(), asked.len());
                     prop_assert!(!new.is_empty());
                 }
@@ -280,21 +188,6 @@ mod tests {
                 }
                 Err(_) => prop_assert!(asked.last().is_none_or(|last| last.role == Role::Assistant)),
             }
-        }
-
-        #[test]
-        fn a_replay_is_bounded_and_in_order(before in messages(12), new in messages(4), most in 0usize..20) {
-            let (kept, dropped) = latest(&before, most);
-            prop_assert_eq!(kept.len() + dropped, before.len());
-            prop_assert!(kept.iter().map(|message| message.content.len()).sum::<usize>() <= most);
-            let mut rest = before.iter();
-            prop_assert!(kept.iter().all(|one| rest.any(|other| std::ptr::eq(*one, other))));
-            // Of what was said, the latest, without a hole.
-            let talk: Vec<&Message> = before.iter().filter(|message| message.role != Role::System).collect();
-            let told: Vec<&Message> = kept.iter().copied().filter(|message| message.role != Role::System).collect();
-            prop_assert_eq!(&talk[talk.len() - told.len()..], &told[..]);
-            let text = prompt(&before, &new, most);
-            prop_assert!(new.iter().all(|message| text.contains(&message.content)));
         }
     }
 }

@@ -102,6 +102,13 @@ pub(super) struct Looked {
     pub(super) stuck_at: Option<u64>,
 }
 
+/// A process that runs, and our ends of what it says and hears.
+struct Launched {
+    child: i32,
+    output: OwnedFd,
+    pipes: Option<(OwnedFd, OwnedFd)>,
+}
+
 /// A step of a start that could not be taken.
 struct Step {
     why: String,
@@ -249,7 +256,7 @@ impl Replica {
             report.as_deref(),
             seat.as_ref(),
         );
-        let (child, output, pipes) = match started {
+        let Launched { child, output, pipes } = match started {
             Ok(started) => started,
             Err(step) => {
                 teardown::kill_until_empty(&boundary.directories(), || {});
@@ -311,7 +318,7 @@ impl Replica {
         stage_file: &Path,
         report: Option<&Path>,
         seat: Option<&Seat>,
-    ) -> Result<(i32, OwnedFd, Option<(OwnedFd, OwnedFd)>), Step> {
+    ) -> Result<Launched, Step> {
         let pipe = || {
             let (output, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(&output, true)?;
@@ -368,7 +375,7 @@ impl Replica {
             }
             other => Step { why: other.to_string(), errno: None },
         })?;
-        Ok((pid, output, spoken.map(|(_, ours)| ours)))
+        Ok(Launched { child: pid, output, pipes: spoken.map(|(_, ours)| ours) })
     }
 
     /// What it holds and has used, and whether it gets anywhere; `None` when the kernel does not tell (any more).

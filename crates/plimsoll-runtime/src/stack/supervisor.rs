@@ -792,7 +792,7 @@ impl Supervisor<'_> {
                 }
                 self.gateway.tell(Verdict::Hangup { session: Session(instance.generation) });
             }
-            Effect::SessionGone { instance, why } => self.session_gone(&instance, why),
+            Effect::SessionGone { instance, why, is_failed } => self.session_gone(&instance, why, is_failed),
         }
     }
 

@@ -9,6 +9,8 @@ pub(super) enum Deed {
     Text(String),
     /// `!say TEXT`: the answer.
     Say(String),
+    /// `!next TEXT`: the answer of the turn behind this one, whatever it asks.
+    Next(String),
     /// `!leak 10m`: kept for ever.
     Leak(usize),
     /// `!peak 10m`: held for a moment.
@@ -68,6 +70,7 @@ impl Deed {
         let code = || if rest.is_empty() { Some(1) } else { rest.parse().ok() };
         Some(match word {
             "say" => Self::Say(rest.to_owned()),
+            "next" => Self::Next(rest.to_owned()),
             "leak" => Self::Leak(size()?),
             "peak" => Self::Peak(size()?),
             "sleep" => Self::Sleep(duration()?),

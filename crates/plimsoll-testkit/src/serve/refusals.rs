@@ -53,7 +53,7 @@ pub(super) fn bodies_that_are_none(scene: &mut Scene) -> Check {
 /// Nine megabytes that come, and a hundred that are only promised.
 pub(super) fn bodies_that_are_too_large(scene: &mut Scene) -> Check {
     scene.up_with("jsonl", "", "max_sessions: 1, ", 1)?;
-    let before = scene.client.health()?.1["memory"]["self_rss_mb"].as_f64().unwrap_or(0.0) as u64;
+    let before = scene.client.health()?.1["memory"]["self_rss_mb"].as_f64().unwrap_or(0.0);
     let body = super::scene::Client::body(&"x".repeat(9 << 20), false);
     refused(&scene.client.post(&[], &body)?, 413)?;
     let request = http::request(
@@ -65,8 +65,8 @@ pub(super) fn bodies_that_are_too_large(scene: &mut Scene) -> Check {
     );
     let stream = http::dial(scene.client.port).map_err(|error| error.to_string())?;
     refused(&http::exchange(stream, &request).map_err(|error| error.to_string())?, 413)?;
-    let after = scene.client.health()?.1["memory"]["self_rss_mb"].as_f64().unwrap_or(0.0) as u64;
-    ensure!(after < before + 64, "{before} MiB, then {after} MiB");
+    let after = scene.client.health()?.1["memory"]["self_rss_mb"].as_f64().unwrap_or(0.0);
+    ensure!((after as u64) < before as u64 + 64, "{before} MiB, then {after} MiB");
     unharmed(scene)
 }
 

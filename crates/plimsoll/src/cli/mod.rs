@@ -20,6 +20,7 @@ use crate::verb::events::EventsArgs;
 use crate::verb::health::HealthArgs;
 use crate::verb::init::InitArgs;
 use crate::verb::schema::SchemaArgs;
+use crate::verb::shim::ShimArgs;
 use crate::verb::status::{PsArgs, StatusArgs};
 use crate::verb::top::TopArgs;
 use crate::verb::up::UpArgs;
@@ -67,6 +68,7 @@ pub(crate) enum Verb {
     Stop(StopArgs),
     Start(StartArgs),
     Scale(ScaleArgs),
+    Shim(ShimArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }

@@ -71,6 +71,9 @@ pub(crate) struct RunArgs {
     /// What holds the tree: a kernel group, or a watchdog that samples
     #[arg(long, value_name = "WHICH", value_enum, default_value_t, help_heading = "Limits")]
     boundary: BoundaryWord,
+    /// End the tree when the process that started plimsoll ends, also when it is killed
+    #[arg(long, help_heading = "Time")]
+    die_with_parent: bool,
     /// Ask the Plimsoll that runs here for room in its budget first, and wait for it
     #[arg(long, help_heading = "Limits")]
     join: bool,
@@ -188,6 +191,8 @@ pub(crate) struct RunRequest {
     pub(crate) kept: bool,
     /// Ask a running Plimsoll's budget for room first.
     pub(crate) join: bool,
+    /// End with whoever started us.
+    pub(crate) die_with_parent: bool,
     /// `--memory-swap` was typed, so a machine that cannot count swap is an error and no footnote.
     pub(crate) swap_asked_for: bool,
 }
@@ -272,6 +277,7 @@ pub(crate) fn interpret(
         quiet: args.quiet,
         kept: args.kept,
         join: args.join,
+        die_with_parent: args.die_with_parent,
         swap_asked_for,
     })
 }
@@ -665,7 +671,15 @@ mod tests {
         };
         assert_eq!(
             request,
-            RunRequest { spec, report: None, quiet: true, kept: false, join: true, swap_asked_for: true }
+            RunRequest {
+                spec,
+                report: None,
+                quiet: true,
+                kept: false,
+                join: true,
+                die_with_parent: false,
+                swap_asked_for: true
+            }
         );
         assert!(!log.exists(), "looking at the path leaves nothing there");
     }

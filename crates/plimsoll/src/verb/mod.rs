@@ -11,6 +11,7 @@ pub(crate) mod init;
 pub(crate) mod man;
 pub(crate) mod run;
 pub(crate) mod schema;
+pub(crate) mod shim;
 pub(crate) mod status;
 pub(crate) mod top;
 pub(crate) mod up;

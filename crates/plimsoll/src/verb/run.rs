@@ -29,7 +29,13 @@ const SAY_WAITING: Duration = Duration::from_secs(1);
 
 pub(crate) fn main(args: &RunArgs, paths: &Paths) -> Result<ExitCode, Fault> {
     let request = interpret(args, Machine::look(args), |key| std::env::var_os(key))?;
-    let RunRequest { spec, report, quiet, kept, join, swap_asked_for } = request;
+    let RunRequest { spec, report, quiet, kept, join, die_with_parent, swap_asked_for } = request;
+    if die_with_parent && !plimsoll_kernel::signal::end_with_parent() {
+        return Err(Fault::cannot_run(
+            "--die-with-parent: whoever started plimsoll has ended already".to_owned(),
+            "nothing was started",
+        ));
+    }
     // Held until the end.
     let _room = if join { Some(ask_for_room(&spec, paths)?) } else { None };
     let parent = std::env::var("PLIMSOLL_CGROUP_PARENT").ok();

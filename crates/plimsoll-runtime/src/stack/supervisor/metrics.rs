@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use plimsoll_core::stack::snapshot::{HealthWord, ServiceRow, Snapshot, State};
+use plimsoll_core::stack::snapshot::{HealthWord, PoolRow, ServiceRow, Snapshot, State, Switch};
 use plimsoll_core::stack::{Event, Name, Stage};
 use plimsoll_gateway::Tally;
 use plimsoll_gateway::counters::LATENCY_BOUNDS_US;
@@ -175,6 +175,7 @@ impl Supervisor<'_> {
         self.about_us(&mut page, &snapshot);
         about_replicas(&mut page, &snapshot);
         self.about_services(&mut page);
+        about_pools(&mut page, &snapshot);
         about_ports(&mut page, &self.gateway.tallies());
         page.finish()
     }
@@ -321,6 +322,35 @@ fn about_replicas(page: &mut Exposition, snapshot: &Snapshot) {
     scales.iter().for_each(|(name, scale)| family.sample(&[("service", name)], f64::from(scale.current)));
     let mut family = page.family("plimsoll_service_replicas_wanted", Kind::Gauge, "Replicas that are wanted.");
     scales.iter().for_each(|(name, scale)| family.sample(&[("service", name)], f64::from(scale.target)));
+}
+
+/// Pools, by what is known of each.
+fn about_pools(page: &mut Exposition, snapshot: &Snapshot) {
+    type Measure = (&'static str, Kind, &'static str, fn(&PoolRow) -> f64);
+    let measures: [Measure; 14] = [
+        ("plimsoll_pool_sessions", Kind::Gauge, "Sessions that have a conversation or request.", |p| p.sessions.into()),
+        ("plimsoll_pool_sessions_busy", Kind::Gauge, "Sessions that have a turn.", |pool| pool.busy.into()),
+        ("plimsoll_pool_sessions_warm", Kind::Gauge, "Processes that are ready and nobody's yet.", |p| p.warm.into()),
+        ("plimsoll_pool_sessions_starting", Kind::Gauge, "Processes that are not ready yet.", |p| p.starting.into()),
+        ("plimsoll_pool_sessions_max", Kind::Gauge, "Sessions that there may be.", |pool| pool.max_sessions.into()),
+        ("plimsoll_pool_queued", Kind::Gauge, "Turns that wait for a session.", |pool| pool.queued.into()),
+        ("plimsoll_pool_memory_bytes", Kind::Gauge, "What all its trees hold.", |pool| pool.memory_bytes as f64),
+        ("plimsoll_pool_processes", Kind::Gauge, "Processes of all its trees.", |pool| pool.processes.into()),
+        ("plimsoll_pool_circuit_open", Kind::Gauge, "Whether starts have failed again and again.", |pool| {
+            flag(pool.circuit == Switch::Open)
+        }),
+        ("plimsoll_pool_turns_total", Kind::Counter, "Turns that are over.", |pool| pool.turns as f64),
+        ("plimsoll_pool_refused_total", Kind::Counter, "Turns that got no session.", |pool| pool.refused as f64),
+        ("plimsoll_pool_recycled_total", Kind::Counter, "Sessions that were replaced.", |pool| pool.recycled as f64),
+        ("plimsoll_pool_closed_total", Kind::Counter, "Sessions that ended otherwise.", |pool| pool.closed as f64),
+        ("plimsoll_pool_survivors_total", Kind::Counter, "Processes that could not be killed.", |pool| {
+            pool.survivors as f64
+        }),
+    ];
+    for (name, kind, help, measure) in measures {
+        let mut family = page.family(name, kind, help);
+        snapshot.pools.iter().for_each(|pool| family.sample(&[("pool", &pool.name)], measure(pool)));
+    }
 }
 
 /// What services' public ports count.

@@ -104,9 +104,9 @@ impl Supervisor<'_> {
     }
 
     /// A session's tree is gone.
-    pub(super) fn session_gone(&mut self, instance: &Instance, why: String) {
+    pub(super) fn session_gone(&mut self, instance: &Instance, why: String, is_failed: bool) {
         self.sessions.remove(&instance.generation);
-        self.gateway.tell(Verdict::Ended { session: Session(instance.generation), why });
+        self.gateway.tell(Verdict::Ended { session: Session(instance.generation), why, is_failed });
     }
 
     /// What the core says to the room.

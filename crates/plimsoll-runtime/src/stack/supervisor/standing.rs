@@ -50,8 +50,8 @@ enum Health {
     Starting,
     Ok,
     Degraded,
-    /// No pool can take a turn.
-    Unavailable,
+    /// There are pools, and none of them starts agents: whoever asks would be refused.
+    Offline,
     Stopping,
 }
 
@@ -60,7 +60,8 @@ impl Health {
         match self {
             Self::Starting => "starting",
             Self::Ok => "ok",
-            Self::Degraded | Self::Unavailable => "degraded",
+            Self::Degraded => "degraded",
+            Self::Offline => "offline",
             Self::Stopping => "stopping",
         }
     }
@@ -68,7 +69,7 @@ impl Health {
     fn status(self) -> u16 {
         match self {
             Self::Ok | Self::Degraded => 200,
-            Self::Starting | Self::Unavailable | Self::Stopping => 503,
+            Self::Starting | Self::Offline | Self::Stopping => 503,
         }
     }
 }
@@ -102,7 +103,7 @@ impl Supervisor<'_> {
         } else if !self.stack.has_started() {
             Health::Starting
         } else if !snapshot.pools.is_empty() && snapshot.pools.iter().all(is_open) {
-            Health::Unavailable
+            Health::Offline
         } else if snapshot.services.iter().any(is_bad)
             || snapshot.pools.iter().any(is_open)
             || !self.troubles.is_empty()

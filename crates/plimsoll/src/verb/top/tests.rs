@@ -77,6 +77,8 @@ pub(in super::super) fn view(services: Vec<ServiceRow>) -> View {
                 queued: 1,
             },
             services,
+            pools: Vec::new(),
+            sessions: Vec::new(),
             alerts: Vec::new(),
         },
         troubles: Vec::new(),

@@ -1,0 +1,575 @@
+//! What pools and the gateway cost: turns through `plimsoll up` against the same agent behind bare pipes, and against a
+//! wrapper as people write it (FastAPI and uvicorn, one agent a conversation).
+//!
+//! The agent is compiled and answers at once, so that what is measured is what lies before it.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use plimsoll_kernel::clock::Instant;
+use plimsoll_kernel::procfs;
+
+use super::run::{children, ticks};
+use super::{Row, median, milliseconds, print, ratio};
+use crate::exec::{Failure, Guarded, command};
+use crate::{peers, workspace};
+
+/// Conversations at a time.
+const KEYS: usize = 64;
+
+/// `cargo xtask bench serve [--quick]`.
+pub(super) fn main(args: &[String]) -> Result<ExitCode, Failure> {
+    let quick = args.iter().any(|arg| arg == "--quick");
+    if let Some(unknown) = args.iter().find(|arg| *arg != "--quick") {
+        return Err(Failure(format!("no part {unknown:?}; usage: cargo xtask bench serve [--quick]")));
+    }
+    crate::packages::install(crate::packages::BENCHMARKS)?;
+    println!("{}\n", super::run::machine());
+    let binaries = workspace::build_release()?;
+    let agent = vec![binaries.testkit.display().to_string(), "agent".into(), "--protocol".into(), "jsonl".into()];
+    let bench = Bench { plimsoll: binaries.plimsoll, agent, quick };
+    let parts: [Part; 6] = [
+        ("warm", Bench::warm),
+        ("cold", Bench::cold),
+        ("latency", Bench::latency),
+        ("throughput", Bench::throughput),
+        ("streams", Bench::streams),
+        ("slope", Bench::slope),
+    ];
+    let (mut rows, mut failed): (Vec<Row>, Vec<String>) = Default::default();
+    for (name, measure) in parts {
+        eprintln!("measuring: {name}");
+        match measure(&bench) {
+            Ok(row) => rows.push(row),
+            Err(why) => failed.push(format!("{name}: {why}")),
+        }
+    }
+    print(&rows);
+    failed.iter().for_each(|why| println!("not measured: {why}"));
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+type Part = (&'static str, fn(&Bench) -> Result<Row, Failure>);
+
+struct Bench {
+    plimsoll: PathBuf,
+    agent: Vec<String>,
+    quick: bool,
+}
+
+/// A `plimsoll up` with one pool.
+struct Stack {
+    up: Guarded,
+    dir: PathBuf,
+    address: SocketAddr,
+}
+
+impl Stack {
+    fn start(bench: &Bench, pool: &str) -> Result<Self, Failure> {
+        let dir = workspace::scratch(&format!("serve-{}", std::process::id()))?;
+        std::fs::create_dir_all(&dir).map_err(Failure::on("make", &dir))?;
+        let address = free_address()?;
+        let agent: Vec<String> = bench.agent.iter().map(|word| format!("{word:?}")).collect();
+        let file = format!(
+            "budget: {{ memory: 70% }}\npools:\n  bench:\n    command: [{}]\n    protocol: jsonl\n    mem_limit: 64m\n    \
+             queue: {{ max: 10000, timeout: 60s }}\n{pool}\ngateway: {{ listen: \"{address}\" }}\n",
+            agent.join(", ")
+        );
+        let path = dir.join("plimsoll.yaml");
+        std::fs::write(&path, file).map_err(Failure::on("write", &path))?;
+        let mut up = command(&bench.plimsoll);
+        up.arg("up").arg("-f").arg(&path).stderr(Stdio::null()).stdout(Stdio::null());
+        up.env("PLIMSOLL_STATE_DIR", dir.join("state")).env("PLIMSOLL_RUNTIME_DIR", dir.join("run"));
+        let stack = Self { up: Guarded::start(&mut up)?, dir, address };
+        let began = Instant::now();
+        while Client::connect(address).is_err() {
+            if began.elapsed() > Duration::from_secs(20) {
+                return Err(Failure("plimsoll up does not answer".to_owned()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(stack)
+    }
+
+    /// The guard and the supervisor.
+    fn own(&self) -> Vec<i32> {
+        let guard = self.up.pid();
+        std::iter::once(guard).chain(children(guard).into_iter().take(1)).collect()
+    }
+
+    fn resident(&self) -> u64 {
+        let rollup = |pid: i32| {
+            let mut buffer = [0; 4096];
+            procfs::read_of(pid, "smaps_rollup", &mut buffer).ok().and_then(procfs::parse_smaps_rollup)
+        };
+        self.own().into_iter().filter_map(rollup).map(|rollup| rollup.rss).sum()
+    }
+
+    fn stop(mut self) {
+        self.up.terminate();
+        let _ = self.up.wait_for(Duration::from_secs(60));
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn free_address() -> Result<SocketAddr, Failure> {
+    let bound = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+    bound.map_err(|error| Failure(format!("no port: {error}")))
+}
+
+/// A client with one connection.
+struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    fn connect(address: SocketAddr) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        Ok(Self { stream: BufReader::with_capacity(16 << 10, stream) })
+    }
+
+    fn send(&mut self, key: &str, stream: bool, text: &str) -> std::io::Result<()> {
+        let body = format!(
+            "{{\"model\":\"bench\",\"stream\":{stream},\"messages\":[{{\"role\":\"user\",\"content\":\"{text}\"}}]}}"
+        );
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+             x-session-id: {key}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        self.stream.get_mut().write_all((head + &body).as_bytes())
+    }
+
+    /// Asks, and reads the whole answer: its status.
+    fn ask(&mut self, key: &str) -> std::io::Result<u16> {
+        self.send(key, false, "hello")?;
+        let (mut status, mut length, mut line) = (0, 0, String::new());
+        loop {
+            line.clear();
+            if self.stream.read_line(&mut line)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            let text = line.trim_end();
+            if text.is_empty() {
+                break;
+            }
+            if let Some(rest) = text.strip_prefix("HTTP/1.1 ") {
+                status = rest.get(..3).and_then(|code| code.parse().ok()).unwrap_or(0);
+            } else if let Some((name, value)) = text.split_once(':')
+                && name.eq_ignore_ascii_case("content-length")
+            {
+                length = value.trim().parse().unwrap_or(0);
+            }
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        Ok(status)
+    }
+
+    fn ask_well(&mut self, key: &str) -> Result<Duration, Failure> {
+        let began = Instant::now();
+        match self.ask(key) {
+            Ok(200) => Ok(began.elapsed()),
+            Ok(status) => Err(Failure(format!("a turn was answered with {status}"))),
+            Err(error) => Err(Failure(format!("a turn was not answered: {error}"))),
+        }
+    }
+}
+
+/// The same agent behind bare pipes.
+struct Bare {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Bare {
+    fn start(agent: &[String]) -> Result<Self, Failure> {
+        let mut start = command(&agent[0]);
+        start.args(&agent[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = start.spawn().map_err(|error| Failure(format!("{}: {error}", agent[0])))?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Failure("the agent has no pipes".to_owned()));
+        };
+        Ok(Self { child, stdin, stdout: BufReader::new(stdout) })
+    }
+
+    fn ask(&mut self) -> Result<(), Failure> {
+        let turn = "{\"type\":\"turn\",\"id\":\"1\",\"session\":\"s\",\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}\n";
+        let failed = |error: std::io::Error| Failure(format!("the bare agent does not answer: {error}"));
+        self.stdin.write_all(turn.as_bytes()).map_err(failed)?;
+        let mut line = String::new();
+        while !line.contains("\"final\"") {
+            line.clear();
+            if self.stdout.read_line(&mut line).map_err(failed)? == 0 {
+                return Err(Failure("the bare agent has ended".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+    times.sort_unstable();
+    times.get((times.len() * percent / 100).min(times.len().saturating_sub(1))).copied().unwrap_or_default()
+}
+
+impl Bench {
+    fn count(&self, full: usize) -> usize {
+        if self.quick { full / 5 } else { full }
+    }
+
+    /// A first turn that finds a warm process, less one that finds its own.
+    fn warm(&self) -> Result<Row, Failure> {
+        let stack = Stack::start(self, "    max_sessions: 1000\n    warm: 8\n    isolation: none")?;
+        std::thread::sleep(Duration::from_secs(1));
+        let mut client = Client::connect(stack.address).map_err(|error| Failure(error.to_string()))?;
+        let (mut taken, mut known) = (Vec::new(), Vec::new());
+        for turn in 0..self.count(500) {
+            let key = format!("warm-{turn}");
+            taken.push(client.ask_well(&key)?);
+            known.push(client.ask_well(&key)?);
+            // Warm ones are made again meanwhile.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        stack.stop();
+        let (whole, own) = (percentile(&mut taken, 99), percentile(&mut known, 99));
+        Ok(Row {
+            what: "a first turn that takes a warm session, whole request, p99".into(),
+            ours: milliseconds(whole),
+            theirs: format!("a further turn of the same session {}", milliseconds(own)),
+            ratio: format!("{} more", milliseconds(whole.saturating_sub(own))),
+            goal: "≤ 1 ms p99",
+            met: whole.saturating_sub(own) <= Duration::from_millis(1),
+        })
+    }
+
+    /// A first turn that has to start a process.
+    fn cold(&self) -> Result<Row, Failure> {
+        let stack = Stack::start(self, "    max_sessions: 1000\n    isolation: none")?;
+        let mut client = Client::connect(stack.address).map_err(|error| Failure(error.to_string()))?;
+        let (mut ours, mut bare) = (Vec::new(), Vec::new());
+        for turn in 0..self.count(300) {
+            ours.push(client.ask_well(&format!("cold-{turn}"))?);
+            let began = Instant::now();
+            Bare::start(&self.agent)?.ask()?;
+            bare.push(began.elapsed());
+        }
+        stack.stop();
+        let (ours, bare) = (median(&mut ours), median(&mut bare));
+        Ok(Row {
+            what: "a first turn that starts its session, whole request, median".into(),
+            ours: milliseconds(ours),
+            theirs: format!("bare spawn of the agent and a turn {}", milliseconds(bare)),
+            ratio: format!("{:.2} × bare", ratio(ours, bare)),
+            goal: "≤ 1.1 × bare",
+            met: ratio(ours, bare) <= 1.1,
+        })
+    }
+
+    /// What is added to a turn at 2,000 a second, 64 conversations.
+    fn latency(&self) -> Result<Row, Failure> {
+        let stack = Stack::start(self, &format!("    max_sessions: {KEYS}\n    isolation: none"))?;
+        let seconds = if self.quick { 4 } else { 20 };
+        let address = stack.address;
+        let mut ours = paced(seconds, |number| {
+            let mut client = Client::connect(address).map_err(|error| Failure(error.to_string()))?;
+            let key = format!("key-{number}");
+            client.ask_well(&key)?;
+            Ok(Box::new(move || client.ask_well(&key).map(drop)))
+        })?;
+        stack.stop();
+        let mut bare = paced(seconds, |_| {
+            let mut agent = Bare::start(&self.agent)?;
+            agent.ask()?;
+            Ok(Box::new(move || agent.ask()))
+        })?;
+        let (ours99, bare99) = (percentile(&mut ours, 99), percentile(&mut bare, 99));
+        let added = ours99.saturating_sub(bare99);
+        Ok(Row {
+            what: format!("p99 at 2,000 turns/s, {KEYS} conversations, {seconds} s"),
+            ours: format!("{} (median {})", milliseconds(ours99), milliseconds(percentile(&mut ours, 50))),
+            theirs: format!("bare pipes {} (median {})", milliseconds(bare99), milliseconds(percentile(&mut bare, 50))),
+            ratio: format!("{} added", milliseconds(added)),
+            goal: "≤ 1 ms added",
+            met: added <= Duration::from_millis(1),
+        })
+    }
+
+    /// Turns a second of one core, as many as 16 clients can ask for.
+    fn throughput(&self) -> Result<Row, Failure> {
+        let seconds = if self.quick { 3 } else { 10 };
+        let stack = Stack::start(self, &format!("    max_sessions: {KEYS}\n    isolation: none"))?;
+        let used = |pids: &[i32]| pids.iter().map(|&pid| ticks(pid)).sum::<u64>();
+        let own = stack.own();
+        flood(stack.address, 1)?;
+        let before = used(&own);
+        let turns = flood(stack.address, seconds)?;
+        let ours = per_core(turns, used(&own) - before);
+        stack.stop();
+        let wrapper = Wrapper::start(&self.agent)?;
+        flood(wrapper.address, 1)?;
+        let before = used(&[wrapper.up.pid()]);
+        let turns = flood(wrapper.address, seconds)?;
+        let theirs = per_core(turns, used(&[wrapper.up.pid()]) - before);
+        wrapper.stop();
+        Ok(Row {
+            what: format!("turns a second of one core, {KEYS} conversations"),
+            ours: format!("{ours:.0}"),
+            theirs: format!("FastAPI and uvicorn wrapper {theirs:.0}"),
+            ratio: format!("{:.1} × the wrapper", ours / theirs),
+            goal: "≥ 20 ×",
+            met: ours >= 20.0 * theirs,
+        })
+    }
+
+    /// Open streams with a token each a second.
+    fn streams(&self) -> Result<Row, Failure> {
+        let count: usize = if self.quick { 200 } else { 1000 };
+        let pool = format!("    max_sessions: {count}\n    isolation: none\n    stall_timeout: 10m");
+        let stack = Stack::start(self, &pool)?;
+        let empty = stack.resident();
+        let (late, seen) = (AtomicU64::new(0), AtomicU64::new(0));
+        let over = AtomicBool::new(false);
+        let address = stack.address;
+        let held = std::thread::scope(|scope| {
+            let mut clients = Vec::new();
+            for number in 0..count {
+                let mut client = Client::connect(address).map_err(|error| Failure(error.to_string()))?;
+                client
+                    .send(&format!("stream-{number}"), true, "!deltas 100000 !pace 1s on and on")
+                    .map_err(|error| Failure(error.to_string()))?;
+                clients.push(client);
+            }
+            for chunk in chunks(clients, 8) {
+                let (late, seen, over) = (&late, &seen, &over);
+                scope.spawn(move || watch(chunk, late, seen, over));
+            }
+            std::thread::sleep(Duration::from_secs(if self.quick { 8 } else { 30 }));
+            let held = stack.resident();
+            over.store(true, Ordering::Relaxed);
+            Ok::<u64, Failure>(held)
+        })?;
+        let (late, seen) = (late.into_inner(), seen.into_inner());
+        stack.stop();
+        if seen == 0 {
+            return Err(Failure("no token was seen".to_owned()));
+        }
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let each = (held.saturating_sub(empty)) as f64 / count as f64;
+        let at_10_000 = mib(empty) + each * 10_000.0 / f64::from(1 << 20);
+        Ok(Row {
+            what: format!("{count} open streams, a token each a second"),
+            ours: format!(
+                "{:.1} MiB, {:.1} KiB each; {late} of {seen} tokens late by more than 100 ms",
+                mib(held),
+                each / 1024.0
+            ),
+            theirs: "–".into(),
+            ratio: format!("10,000 would be {at_10_000:.0} MiB"),
+            goal: "10,000: ≤ 150 MB, none late",
+            met: at_10_000 <= 150.0 && late == 0,
+        })
+    }
+
+    /// Our memory over many turns.
+    fn slope(&self) -> Result<Row, Failure> {
+        let turns = if self.quick { 20_000 } else { 100_000 };
+        let stack = Stack::start(self, &format!("    max_sessions: {KEYS}\n    isolation: none\n    max_turns: 500"))?;
+        flood(stack.address, 3)?;
+        let done = AtomicU64::new(0);
+        let mut samples: Vec<(f64, f64)> = Vec::new();
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..8)
+                .map(|number| {
+                    let (done, address) = (&done, stack.address);
+                    scope.spawn(move || -> Result<(), Failure> {
+                        let mut client = Client::connect(address).map_err(|error| Failure(error.to_string()))?;
+                        while done.fetch_add(1, Ordering::Relaxed) < turns {
+                            client.ask_well(&format!("slope-{number}"))?;
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            while done.load(Ordering::Relaxed) < turns && clients.iter().any(|client| !client.is_finished()) {
+                samples.push((done.load(Ordering::Relaxed) as f64, stack.resident() as f64));
+                std::thread::sleep(Duration::from_millis(250));
+            }
+            clients
+                .into_iter()
+                .try_for_each(|client| client.join().unwrap_or_else(|_| Err(Failure("a client panicked".to_owned()))))
+        })?;
+        let recycled = samples.len();
+        stack.stop();
+        let (slope, half) = regression(&samples).ok_or_else(|| Failure("too few samples".into()))?;
+        let (low, high) = (slope - half, slope + half);
+        Ok(Row {
+            what: format!("our memory over {turns} turns, {recycled} samples"),
+            ours: format!("{slope:.2} B a turn, 95 % within {low:.2} to {high:.2}"),
+            theirs: "–".into(),
+            ratio: "–".into(),
+            goal: "the interval contains 0, its end ≤ 16 B",
+            met: low <= 0.0 && high <= 16.0,
+        })
+    }
+}
+
+/// A wrapper as people write it, in Python.
+struct Wrapper {
+    up: Guarded,
+    address: SocketAddr,
+}
+
+impl Wrapper {
+    fn start(agent: &[String]) -> Result<Self, Failure> {
+        let bin = peers::fastapi()?;
+        let address = free_address()?;
+        let mut up = command(bin.join("python"));
+        up.arg(workspace::root().join("xtask/src/bench/wrapper.py")).arg(address.port().to_string()).args(agent);
+        up.stdout(Stdio::null()).stderr(Stdio::null());
+        let wrapper = Self { up: Guarded::start(&mut up)?, address };
+        let began = Instant::now();
+        while Client::connect(address).is_err() {
+            if began.elapsed() > Duration::from_secs(30) {
+                return Err(Failure("the wrapper does not answer".to_owned()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(wrapper)
+    }
+
+    fn stop(mut self) {
+        self.up.terminate();
+        let _ = self.up.wait_for(Duration::from_secs(10));
+    }
+}
+
+fn per_core(turns: u64, ticks: u64) -> f64 {
+    turns as f64 * procfs::ticks_per_second() as f64 / ticks.max(1) as f64
+}
+
+/// Sixteen clients ask as fast as they are answered: turns.
+fn flood(address: SocketAddr, seconds: u64) -> Result<u64, Failure> {
+    let until = Instant::now().after(Duration::from_secs(seconds));
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..16)
+            .map(|number| {
+                scope.spawn(move || -> Result<u64, Failure> {
+                    let mut client = Client::connect(address).map_err(|error| Failure(error.to_string()))?;
+                    let mut turns = 0;
+                    while Instant::now() < until {
+                        client.ask_well(&format!("flood-{}", number * 4 + turns % 4))?;
+                        turns += 1;
+                    }
+                    Ok(turns)
+                })
+            })
+            .collect();
+        clients
+            .into_iter()
+            .map(|client| client.join().unwrap_or_else(|_| Err(Failure("a client panicked".to_owned()))))
+            .sum()
+    })
+}
+
+type Ask = Box<dyn FnMut() -> Result<(), Failure> + Send>;
+
+/// 64 askers, each at its own instants, 2,000 times a second together: how long each turn took from when it was due.
+fn paced(seconds: u64, ask: impl Fn(usize) -> Result<Ask, Failure>) -> Result<Vec<Duration>, Failure> {
+    let asks: Vec<Ask> = (0..KEYS).map(ask).collect::<Result<_, _>>()?;
+    let every = Duration::from_secs(1) * KEYS as u32 / 2000;
+    let begin = Instant::now().after(Duration::from_millis(200));
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = asks
+            .into_iter()
+            .enumerate()
+            .map(|(number, mut ask)| {
+                scope.spawn(move || -> Result<Vec<Duration>, Failure> {
+                    let mut due = begin.after(every * number as u32 / KEYS as u32);
+                    let end = begin.after(Duration::from_secs(seconds));
+                    let mut times = Vec::new();
+                    while due < end {
+                        std::thread::sleep(due.since(Instant::now()));
+                        let began = Instant::now();
+                        ask()?;
+                        times.push(began.elapsed());
+                        due = due.after(every);
+                    }
+                    Ok(times)
+                })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for client in clients {
+            all.extend(client.join().unwrap_or_else(|_| Err(Failure("a client panicked".to_owned())))?);
+        }
+        Ok(all)
+    })
+}
+
+fn chunks<T>(all: Vec<T>, count: usize) -> Vec<Vec<T>> {
+    let mut parts: Vec<Vec<T>> = (0..count).map(|_| Vec::new()).collect();
+    for (at, one) in all.into_iter().enumerate() {
+        parts[at % count].push(one);
+    }
+    parts
+}
+
+/// Reads streams; counts tokens, and those that came more than 1.1 s after the one before.
+fn watch(clients: Vec<Client>, late: &AtomicU64, seen: &AtomicU64, over: &AtomicBool) {
+    let mut last: BTreeMap<usize, Instant> = BTreeMap::new();
+    let mut streams: Vec<TcpStream> = clients.into_iter().map(|client| client.stream.into_inner()).collect();
+    for stream in &mut streams {
+        let _ = stream.set_nonblocking(true);
+    }
+    let mut buffer = vec![0; 16 << 10];
+    let all = streams.len();
+    while !over.load(Ordering::Relaxed) {
+        for (number, stream) in streams.iter_mut().enumerate() {
+            let Ok(length) = stream.read(&mut buffer) else { continue };
+            let tokens = buffer[..length].windows(9).filter(|window| window == b"\"content\"").count() as u64;
+            if tokens == 0 {
+                continue;
+            }
+            seen.fetch_add(tokens, Ordering::Relaxed);
+            let now = Instant::now();
+            // The first ones come while others are still being started.
+            if let Some(before) = last.insert(number, now)
+                && now.since(before) > Duration::from_millis(1100)
+                && last.len() == all
+            {
+                late.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The least-squares slope, and half the width of its 95 % interval.
+fn regression(samples: &[(f64, f64)]) -> Option<(f64, f64)> {
+    let count = samples.len() as f64;
+    if samples.len() < 10 {
+        return None;
+    }
+    let (mean_x, mean_y) =
+        (samples.iter().map(|(x, _)| x).sum::<f64>() / count, samples.iter().map(|(_, y)| y).sum::<f64>() / count);
+    let spread: f64 = samples.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
+    let slope = samples.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum::<f64>() / spread;
+    let error: f64 = samples.iter().map(|(x, y)| (y - mean_y - slope * (x - mean_x)).powi(2)).sum();
+    Some((slope, 1.96 * (error / (count - 2.0) / spread).sqrt()))
+}
