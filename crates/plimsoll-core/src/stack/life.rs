@@ -372,7 +372,8 @@ fn pass_time_of(now: Duration, service: &mut Service, budget: Stage, no_kill: bo
         }
         if let Some(ending) = &mut run.ending {
             if ending.step.next_due().is_some_and(|due| now >= due) {
-                if no_kill {
+                // A session that is to end by itself is asked to first: that is no kill.
+                if no_kill && matches!(ending.step, Step::Stopping(_)) {
                     ending.step = ending.step.later(Duration::from_secs(3600));
                 } else {
                     service.go_on_ending(now, number, effects);

@@ -80,7 +80,9 @@ impl Scene {
         let over = stop.clone();
         let thread = std::thread::spawn(move || {
             let (mut top, mut looks) = (0, 0);
-            while !over.load(Ordering::Relaxed) {
+            let mut is_last = false;
+            // Once more at the end: what was started last is seen as well.
+            while !std::mem::replace(&mut is_last, over.load(Ordering::Relaxed)) {
                 top = top.max(census.count().len());
                 looks += 1;
                 std::thread::sleep(EVERY);
