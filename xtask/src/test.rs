@@ -49,6 +49,8 @@ enum Work {
     Clients,
     /// The image of `packaging/docker`.
     Image,
+    /// The second incident's example.
+    ChatBot,
     /// The third incident's example.
     ChatWrapper,
     /// The fourth incident's example: on this machine or in a container.
@@ -99,6 +101,7 @@ const FAMILIES: &[Family] = &[
     family("packaging", Work::Packaging),
     family("clients", Work::Clients),
     family("image", Work::Image),
+    family("example_bot", Work::ChatBot),
     family("example_wrapper", Work::ChatWrapper),
     family("example_runaway_machine", Work::RunawayWorker(Place::Machine)),
     family("example_runaway_container", Work::RunawayWorker(Place::Container)),
@@ -114,6 +117,9 @@ const PACKAGING: &str = "tests/packaging/run.py";
 
 /// Drives clients of the chat API, which it gets from PyPI and npm; prints closing lines as the others do.
 const CLIENTS: &str = "tests/clients/run.py";
+
+/// The second incident, before and after.
+const CHAT_BOT: &str = "examples/incidents/2-chat-bot/run.py";
 
 /// The third incident, before and after.
 const CHAT_WRAPPER: &str = "examples/incidents/3-chat-wrapper/run.py";
@@ -313,16 +319,21 @@ impl Runner {
                 counts.passed += 1;
                 each(commands, deadline, counts)
             }
+            Work::ChatBot => self.run_chat(&[CHAT_BOT], deadline, counts),
             Work::ChatWrapper => {
                 let requests = if self.extent == Extent::Part { "700" } else { "7000" };
-                let mut python = command(peers::fastapi()?.join("python"));
-                python.arg(CHAT_WRAPPER).args(["--requests", requests]).current_dir(workspace::root());
-                python.env("PLIMSOLL", &self.binaries()?.plimsoll);
-                stream(python, deadline, |line| closing(line, counts))
+                self.run_chat(&[CHAT_WRAPPER, "--requests", requests], deadline, counts)
             }
             Work::RunawayWorker(place) => self.run_runaway_worker(place, deadline, counts),
             Work::Laptop(place) => self.run_laptop(place, deadline, counts),
         }
+    }
+
+    /// A python that has FastAPI, with these arguments.
+    fn run_chat(&mut self, arguments: &[&str], deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
+        let mut python = command(peers::fastapi()?.join("python"));
+        python.args(arguments).current_dir(workspace::root()).env("PLIMSOLL", &self.binaries()?.plimsoll);
+        stream(python, deadline, |line| closing(line, counts))
     }
 
     fn run_runaway_worker(&mut self, place: Place, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
@@ -372,7 +383,7 @@ fn available(work: Work) -> Result<(), Failure> {
         Work::Kit(_, place) => place.available(),
         Work::RealPrograms => programs(),
         Work::RunawayWorker(place) | Work::Laptop(place) => programs().and_then(|()| place.available()),
-        Work::Packaging | Work::ChatWrapper => programs().and_then(|()| Place::Machine.available()),
+        Work::Packaging | Work::ChatBot | Work::ChatWrapper => programs().and_then(|()| Place::Machine.available()),
         Work::Clients if which("npm").is_none() => {
             Err(Failure("npm is not here, and the SDK of Node comes from it".into()))
         }
