@@ -253,8 +253,9 @@ class Phase:
             for number in (signal.SIGSTOP, signal.SIGKILL):  # so that neither has time to do the other's work
                 for pid in ours:
                     os.kill(pid, number)
-            self.orphans = len(agents())
             server.wait()
+            wait_for("the end of both", lambda: not set(ours) & descendants().keys())
+            self.orphans = len(agents())
             server = self.start(command)
             self.after_kill = len(agents())
             self.known_after_kill = ask(self.port, 0, "Test after it")
