@@ -247,16 +247,17 @@ class Phase:
         if after:  # both of its processes at once, within a turn: nobody is there to see to the agent
             ask(self.port, 0, "Test once more")
             threading.Thread(target=ask, args=(self.port, 1, "a presentation"), daemon=True).start()
-            at_work = lambda: any("time; more" in command for _, command in descendants().values())
-            wait_for("its tool server", at_work)
+            tools = lambda: sum("time; more" in command for _, command in descendants().values())
+            wait_for("its tool server", tools)
             ours = [pid for pid, (_, command) in descendants().items() if command.endswith(" up")]
             for number in (signal.SIGSTOP, signal.SIGKILL):  # so that neither has time to do the other's work
                 for pid in ours:
                     os.kill(pid, number)
-            self.orphans = len(agents())
             server.wait()
+            wait_for("the end of both", lambda: not set(ours) & descendants().keys())
+            self.orphans = tools()  # the kernel ends the agent itself with its parent
             server = self.start(command)
-            self.after_kill = len(agents())
+            self.after_kill = len(agents()) + tools()
             self.known_after_kill = ask(self.port, 0, "Test after it")
         observer.stop.set()
         observer.join()
@@ -296,7 +297,7 @@ def table(before, after):
         ("messages answered", "", "all", lambda p: f"{p.right} of {p.right + p.failed}"),
         ("presentations completed", "50 %", "all", lambda p: f"{p.presentations[0]} of {p.presentations[1]}"),
         ("killed by the kernel", "", "0", lambda p: str(p.kills)),
-        ("agents after kill -9 and start", "", "0", lambda p: "" if p.after_kill is None else str(p.after_kill)),
+        ("left after kill -9 and start", "", "0", lambda p: "" if p.after_kill is None else str(p.after_kill)),
         ("left after its end", "", "0", lambda p: str(p.survivors)),
     ):
         one, other = both(of)
