@@ -20,7 +20,8 @@ use crate::control::{Door, Words};
 use crate::desk::Verdict;
 use crate::poster;
 use crate::secret::Secret;
-use crate::serving::{Ask, Failure, Note, Reader, Turns};
+use crate::serving::{Ask, Turns};
+use crate::tape::{Failure, Note, Reader};
 use crate::tokens::Known;
 use crate::webhook::{self, Answered, Echoes};
 

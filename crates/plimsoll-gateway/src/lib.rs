@@ -35,6 +35,7 @@ mod poster;
 pub mod secret;
 mod serve;
 mod serving;
+mod tape;
 pub mod tokens;
 pub mod webhook;
 

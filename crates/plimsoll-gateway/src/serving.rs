@@ -4,7 +4,7 @@
 //! asker ─ Turns::begin ─► Plea::Ask ─► supervisor ─► Verdict::Assign ─► agent ─ pieces ─► Tape ─► every asker of the turn
 //! ```
 //! What an agent answers is written on a *tape* that its askers read, each at its own pace: a request that is sent again
-//! while its turn runs reads the same one. When the last asker has gone for [`LINGER`] the turn is given up, unless
+//! while its turn runs reads the same one. When the last asker has gone for [`LINGER`](crate::tape::LINGER) the turn is given up, unless
 //! somebody wants it to go on.
 
 use std::cell::{Cell, RefCell};
@@ -24,9 +24,7 @@ use crate::agent::{Agent, Piece, Prompt};
 use crate::chat::conversation::{self, Print, Step};
 use crate::chat::{Message, Problem, Role};
 use crate::desk::{Denial, Outcome, Plea, Session, Turn, Verdict};
-
-/// A turn whose askers have gone goes on for so long: one that asks again finds it running.
-const LINGER: Duration = Duration::from_secs(2);
+use crate::tape::{Failure, Note, Reader, Same, Tape, Tapes};
 
 /// An answer of more than this is none, bytes.
 const LONGEST_ANSWER: usize = 32 << 20;
@@ -36,10 +34,6 @@ const HEARD_EVERY: Duration = Duration::from_secs(1);
 
 /// A word that the supervisor could not take is told again after this.
 const AGAIN: Duration = Duration::from_millis(5);
-
-/// So long, and so many, turns that are over are known to those that ask again.
-const KNOWN_FOR: Duration = Duration::from_secs(60);
-const MOST_KNOWN: usize = 1024;
 
 /// So many conversations are compared without reading their files.
 const MOST_PRINTS: usize = 4096;
@@ -62,7 +56,7 @@ pub(crate) struct Turns {
     asked: RefCell<BTreeMap<Turn, oneshot::Sender<Assigned>>>,
     last: Cell<u64>,
     /// Turns that are on their way, or were a moment ago, for those that ask again.
-    recent: RefCell<BTreeMap<Same, (Rc<Tape>, Instant)>>,
+    tapes: RefCell<Tapes>,
     conversations: RefCell<Option<Conversations>>,
     /// What is compared of conversations that were heard of lately.
     prints: RefCell<BTreeMap<Talk, Print>>,
@@ -74,14 +68,6 @@ type Talk = (Arc<str>, Arc<str>);
 
 /// A session, and whether it is new to the turn's conversation; or why there is none.
 type Assigned = Result<(Session, bool), Denial>;
-
-/// What makes two requests one turn.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Same {
-    pool: Arc<str>,
-    key: Arc<str>,
-    print: u64,
-}
 
 /// What this room has served, read by others.
 #[derive(Debug, Default)]
@@ -127,136 +113,12 @@ pub(crate) struct Ask {
     pub(crate) goes_on: bool,
 }
 
-/// Why a turn has no answer, or none to its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// It got no session.
-    Denied(Denial),
-    /// The agent refused it in good order.
-    Refused(String),
-    /// It was stopped: it took too long.
-    Stopped(String),
-    /// Its session broke.
-    Broken(String),
-}
-
-/// What is on a tape.
-#[derive(Debug, Clone)]
-pub(crate) enum Note {
-    /// It has a session.
-    Began,
-    /// More of the answer.
-    Delta(String),
-    /// The whole of it, and its cost.
-    Final(String, Option<crate::agent::Usage>),
-    /// There is no (more) answer.
-    Failed(Failure),
-}
-
-/// What one turn has said so far, for everybody who wants to hear it.
-pub(crate) struct Tape {
-    notes: RefCell<Vec<Note>>,
-    changed: Notify,
-    readers: Cell<usize>,
-    goes_on: bool,
-    /// Its turn has not begun and never will: whoever sends it again is not to hear this.
-    is_void: Cell<bool>,
-}
-
-/// One who reads a tape, from its beginning.
-pub(crate) struct Reader {
-    tape: Rc<Tape>,
-    at: usize,
-}
-
 impl Seat {
     /// Waits until nothing is left of its process.
     async fn is_gone(&self) {
         while self.ended.borrow().is_none() {
             self.changed.notified().await;
         }
-    }
-}
-
-impl Tape {
-    fn new(goes_on: bool) -> Rc<Self> {
-        Rc::new(Self {
-            notes: RefCell::default(),
-            changed: Notify::new(),
-            readers: Cell::new(0),
-            goes_on,
-            is_void: Cell::new(false),
-        })
-    }
-
-    fn write(&self, note: Note) {
-        self.notes.borrow_mut().push(note);
-        self.changed.notify_waiters();
-    }
-
-    fn deny(&self, denial: Denial) {
-        self.is_void.set(true);
-        self.write(Note::Failed(Failure::Denied(denial)));
-    }
-
-    fn is_over(&self) -> bool {
-        matches!(self.notes.borrow().last(), Some(Note::Final(..) | Note::Failed(_)))
-    }
-
-    fn read(self: &Rc<Self>) -> Reader {
-        self.readers.set(self.readers.get() + 1);
-        Reader { tape: self.clone(), at: 0 }
-    }
-
-    /// Waits until nobody has read it for [`LINGER`].
-    async fn left_alone(&self) {
-        loop {
-            if self.goes_on {
-                return std::future::pending().await;
-            }
-            if self.readers.get() == 0 {
-                sleep(LINGER).await;
-                if self.readers.get() == 0 && !self.goes_on {
-                    return;
-                }
-            }
-            self.changed.notified().await;
-        }
-    }
-}
-
-impl Reader {
-    /// The next note. After a final or failed one there is none, and it must not be asked for.
-    pub(crate) async fn next(&mut self) -> Note {
-        loop {
-            let changed = self.tape.changed.notified();
-            let note = self.tape.notes.borrow().get(self.at).cloned();
-            match note {
-                Some(note) => {
-                    self.at += 1;
-                    return note;
-                }
-                None => changed.await,
-            }
-        }
-    }
-
-    /// The whole answer.
-    pub(crate) async fn whole(mut self) -> Result<(String, Option<crate::agent::Usage>), Failure> {
-        loop {
-            match self.next().await {
-                Note::Began | Note::Delta(_) => {}
-                Note::Final(text, usage) => return Ok((text, usage)),
-                Note::Failed(failure) => return Err(failure),
-            }
-        }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.tape.readers.set(self.tape.readers.get() - 1);
-        self.tape.changed.notify_waiters();
     }
 }
 
@@ -268,7 +130,7 @@ impl Turns {
             sessions: RefCell::default(),
             asked: RefCell::default(),
             last: Cell::new(0),
-            recent: RefCell::default(),
+            tapes: RefCell::default(),
             conversations: RefCell::default(),
             prints: RefCell::default(),
             counts,
@@ -385,16 +247,15 @@ impl Turns {
         let same = ask.key.clone().map(|key| Same { pool: ask.pool.clone(), key, print: ask.print });
         if ask.is_retry
             && let Some(same) = &same
-            && let Some((tape, _)) = self.recent.borrow().get(same)
-            && !tape.is_void.get()
+            && let Some(tape) = self.tapes.borrow().get(same)
         {
             return Ok(tape.read());
         }
         let is_anew = matches!(self.step(&ask)?, (true, Step::Anew { .. }));
         let tape = Tape::new(ask.goes_on);
         let reader = tape.read();
-        if let Some(same) = same {
-            self.remember(same, &tape);
+        if let Some(same) = &same {
+            self.tapes.borrow_mut().begin(same.clone(), &tape);
         }
         self.counts.requests.fetch_add(1, Relaxed);
         self.counts.active.fetch_add(1, Relaxed);
@@ -402,23 +263,14 @@ impl Turns {
         tokio::task::spawn_local(async move {
             turns.take(ask, is_anew, &tape).await;
             turns.counts.active.fetch_sub(1, Relaxed);
-            if matches!(tape.notes.borrow().last(), Some(Note::Failed(_)) | None) {
+            if !tape.is_answered() {
                 turns.counts.errors.fetch_add(1, Relaxed);
+            }
+            if let Some(same) = same {
+                turns.tapes.borrow_mut().end(same, &tape);
             }
         });
         Ok(reader)
-    }
-
-    /// For those that ask again.
-    fn remember(&self, same: Same, tape: &Rc<Tape>) {
-        let mut recent = self.recent.borrow_mut();
-        if recent.len() >= MOST_KNOWN {
-            recent.retain(|_, (tape, begun)| !tape.is_over() || begun.elapsed() < KNOWN_FOR);
-        }
-        if recent.len() >= MOST_KNOWN {
-            recent.pop_first();
-        }
-        recent.insert(same, (tape.clone(), Instant::now()));
     }
 
     /// How a turn goes on with its conversation; and whether anything of that is stored.
@@ -479,7 +331,7 @@ impl Turns {
             () = tape.left_alone() => {
                 // It may have been assigned at this very moment: the supervisor then has it interrupted.
                 self.asked.borrow_mut().remove(&turn);
-                tape.is_void.set(true);
+                tape.void();
                 return self.say(Plea::Withdraw { turn }).await;
             }
         };
