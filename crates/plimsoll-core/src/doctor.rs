@@ -89,6 +89,7 @@ pub fn checks(facts: &HostFacts) -> Vec<Check> {
         boundary(facts),
         kernel(facts),
         container(facts),
+        isolation(facts),
         memory(facts),
         swap(facts),
         swap_limits(facts),
@@ -339,6 +340,19 @@ fn overcommit(facts: &HostFacts) -> Check {
             );
             graded(name, by_level(used, 80, 95), found, "sysctl -w vm.overcommit_memory=0".into())
         }
+    }
+}
+
+/// Whether sessions of a pool would each get a user of their own.
+fn isolation(facts: &HostFacts) -> Check {
+    let name = "isolation";
+    let shared = "each session gets folders of its own, but all run as one user and can read each other's";
+    if !facts.is_root {
+        warn(name, format!("{shared}: only root can give each its own"), "run plimsoll up as root")
+    } else if facts.tier.boundary == Boundary::Watchdog {
+        warn(name, format!("{shared}: without groups that is so"), "mount a cgroup hierarchy that this user may write")
+    } else {
+        ok(name, "sessions of a pool each get folders and a user of their own")
     }
 }
 

@@ -233,6 +233,16 @@ fn overcommit() {
 }
 
 #[test]
+fn isolation() {
+    assert_eq!(super::isolation(&healthy()).status, Status::Ok);
+    let alone = super::isolation(&HostFacts { is_root: false, ..healthy() });
+    assert!(alone.status == Status::Warn && alone.found.contains("one user") && alone.fix.contains("as root"));
+    let mut facts = healthy();
+    facts.tier.boundary = Boundary::Watchdog;
+    assert_eq!(super::isolation(&facts).status, Status::Warn);
+}
+
+#[test]
 fn oom_score() {
     let score = |value| with("oom_score", move |facts| facts.oom_score_adj = value);
     expect(&score(Some(-1000)), Status::Fail, "nobody at the line", "--oom-score-adj 0");
