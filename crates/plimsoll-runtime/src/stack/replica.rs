@@ -543,7 +543,7 @@ impl Replica {
     pub(super) fn finish(mut self) -> Option<Ended> {
         let mut begun = self.ending.take()?;
         if let Some(certificate) = self.kept.as_ref().and_then(Kept::certificate) {
-            if self.decision.is_none() {
+            if self.decision.is_none() || certificate.cause == Cause::MemoryLimit && self.is_to_be_replaced() {
                 return Some(self.ended_as_kept(certificate, begun.bytes_freed));
             }
             // Only we know why; how its root ended, the keeper does.
@@ -570,12 +570,13 @@ impl Replica {
             pids: self.roll.pids.clone(),
         };
         let mut judged = verdict(&ending);
-        if self.on_limit == OnLimit::Tree && judged.killed_inside > 0 && ending.decision.is_none() {
+        let is_undecided = ending.decision.is_none() || self.is_to_be_replaced();
+        if self.on_limit == OnLimit::Tree && judged.killed_inside > 0 && is_undecided {
             // At the line everything goes, also a root that saw its child die and was quicker than we.
             let killed = RootExit::Signal(rustix::process::Signal::KILL.as_raw());
-            judged = verdict(&Ending { exit: killed, ..ending.clone() });
+            judged = verdict(&Ending { exit: killed, decision: None, ..ending.clone() });
         }
-        if judged.killed_inside > 0 && ending.decision.is_none() {
+        if judged.killed_inside > 0 && is_undecided {
             self.roll.bring_back_the_lost();
         }
         let facts = Facts {
@@ -604,6 +605,11 @@ impl Replica {
 }
 
 impl Replica {
+    /// A session is to be replaced also because its output closed: its line may have been why, and is heard of later.
+    fn is_to_be_replaced(&self) -> bool {
+        matches!(self.decision, Some(Decision::Recycled(_)))
+    }
+
     /// The keeper's certificate is ours.
     fn ended_as_kept(self, certificate: Certificate, bytes_freed: u64) -> Ended {
         let own_kill = certificate.cause == Cause::MemoryLimit && certificate.tree.killed_inside == 0;
