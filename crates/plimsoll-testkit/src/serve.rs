@@ -5,6 +5,7 @@
 mod apart;
 mod clients;
 mod lives;
+mod overload;
 mod protocols;
 mod queue;
 mod refusals;
@@ -50,6 +51,7 @@ const CASES: &[Case] = cases![
     queue::who_waits_is_served_in_order,
     queue::one_more_than_may_wait,
     queue::who_waits_for_too_long,
+    overload::ten_times_what_fits,
     clients::one_that_goes_away_cancels_its_turn,
     clients::one_that_asks_again_joins_the_turn,
     warm::a_warm_session_is_taken_and_replaced,

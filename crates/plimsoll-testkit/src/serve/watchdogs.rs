@@ -56,7 +56,7 @@ pub(super) fn a_turn_that_takes_too_long(scene: &mut Scene) -> Check {
     Ok(())
 }
 
-fn script(scene: &Scene, text: &str) {
+pub(super) fn script(scene: &Scene, text: &str) {
     let new = scene.world.path("script.new");
     std::fs::write(&new, text).expect("a file");
     std::fs::rename(new, scene.world.path("script.json")).expect("a file");
