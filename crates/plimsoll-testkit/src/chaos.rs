@@ -142,10 +142,11 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         actions: 0,
     };
     let result = chaos.go(Duration::from_secs(seconds), instants);
+    let ends = chaos.world.events().iter().filter(|row| row["event"] == "ended").count();
     let Chaos { instants, second_looks, deaths, actions, .. } = chaos;
     println!(
-        "chaos on {}, seed {seed}: {actions} actions, {deaths} deaths of plimsoll, status was right at {instants} instants \
-         ({second_looks} of them at a second look)",
+        "chaos on {}, seed {seed}: {actions} actions, {deaths} deaths of plimsoll, {ends} ends, status was right at \
+         {instants} instants ({second_looks} of them at a second look)",
         options.tier.as_str()
     );
     let failed = u64::from(result.is_err());
