@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use plimsoll_gateway::chat::conversation::{Step, step};
+use plimsoll_gateway::chat::conversation::{Print, Step, step};
 use plimsoll_gateway::chat::request::Request;
 use plimsoll_gateway::chat::schema::Schema;
 use plimsoll_gateway::chat::structured::Format;
@@ -26,7 +26,7 @@ fn chat(data: &[u8]) {
     assert!(!request.messages.is_empty());
     assert_eq!(request, Request::parse(data).expect("what was read once is read again"));
     let half = request.messages.len() / 2;
-    if let Ok(Step::On { new, appended: false }) = step(&request.messages[..half], &request.messages) {
+    if let Ok(Step::On { new, appended: false }) = step(&Print::of(&request.messages[..half]), &request.messages) {
         assert_eq!(new.len(), request.messages.len() - half);
     }
 }

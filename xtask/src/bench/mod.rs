@@ -22,6 +22,17 @@ pub(crate) fn main(args: &[String]) -> Result<ExitCode, Failure> {
     }
 }
 
+/// Which parts are to be measured, all unless some are named; and whether a fifth of the rounds will do.
+fn chosen<'p>(args: &[String], parts: impl Iterator<Item = &'p str>) -> Result<(Vec<&'p str>, bool), Failure> {
+    let all: Vec<&str> = parts.collect();
+    let named: Vec<&str> = args.iter().map(String::as_str).filter(|arg| *arg != "--quick").collect();
+    if let Some(unknown) = named.iter().find(|name| !all.contains(name)) {
+        return Err(Failure(format!("no part {unknown:?}; there are: {}", all.join(", "))));
+    }
+    let chosen = all.into_iter().filter(|part| named.is_empty() || named.contains(part)).collect();
+    Ok((chosen, args.iter().any(|arg| arg == "--quick")))
+}
+
 /// The middle one of some durations; zero of none.
 fn median(times: &mut [Duration]) -> Duration {
     times.sort_unstable();

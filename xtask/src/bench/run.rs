@@ -48,12 +48,8 @@ pub(super) fn main(args: &[String]) -> Result<ExitCode, Failure> {
         ("idle", idle),
         ("overshoot", overshoot),
     ];
-    let chosen: Vec<&String> = args.iter().filter(|arg| *arg != "--quick").collect();
-    if let Some(unknown) = chosen.iter().find(|name| !parts.iter().any(|(part, _)| part == **name)) {
-        let parts: Vec<&str> = parts.iter().map(|(name, _)| *name).collect();
-        return Err(Failure(format!("no part {unknown:?}; there are: {}", parts.join(", "))));
-    }
-    for (name, part) in parts.into_iter().filter(|(name, _)| chosen.is_empty() || chosen.iter().any(|c| c == name)) {
+    let (chosen, _) = super::chosen(args, parts.iter().map(|(name, _)| *name))?;
+    for (name, part) in parts.into_iter().filter(|(name, _)| chosen.contains(name)) {
         eprintln!("measuring: {name}");
         match part(&bench) {
             Ok(more) => rows.extend(more),

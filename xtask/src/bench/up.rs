@@ -26,17 +26,12 @@ const PARTS: &[(&str, Part)] = &[
 
 /// `cargo xtask bench up [--quick] [PART…]`.
 pub(super) fn main(args: &[String]) -> Result<ExitCode, Failure> {
-    let quick = args.iter().any(|arg| arg == "--quick");
-    let chosen: Vec<&String> = args.iter().filter(|arg| *arg != "--quick").collect();
-    if let Some(unknown) = chosen.iter().find(|name| !PARTS.iter().any(|(part, _)| part == **name)) {
-        let parts: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
-        return Err(Failure(format!("no part {unknown:?}; there are: {}", parts.join(", "))));
-    }
+    let (chosen, quick) = super::chosen(args, PARTS.iter().map(|(name, _)| *name))?;
     crate::packages::install(crate::packages::BENCHMARKS)?;
     println!("{}\n", super::run::machine());
     let (mut rows, mut failed): (Vec<Row>, Vec<String>) = Default::default();
     let mut tools = None;
-    for (name, part) in PARTS.iter().filter(|(name, _)| chosen.is_empty() || chosen.iter().any(|one| one == name)) {
+    for (name, part) in PARTS.iter().filter(|(name, _)| chosen.contains(name)) {
         eprintln!("measuring: {name}");
         let measured = match part {
             Part::Listen => listen::measure(quick),
