@@ -223,6 +223,13 @@ impl Machine {
         }
     }
 
+    /// From now on a tree's memory follows another shape: a turn begins, or is over.
+    pub fn reshape(&mut self, instance: &Instance, shape: Shape) {
+        if let Some(tree) = self.trees.get_mut(instance) {
+            tree.life.shape = shape;
+        }
+    }
+
     /// Takes memory from a tree, as far as it gives.
     pub fn reclaim(&mut self, now: Duration, instance: &Instance, bytes: u64) {
         if let Some(tree) = self.trees.get_mut(instance) {
