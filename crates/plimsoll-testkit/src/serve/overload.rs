@@ -17,12 +17,12 @@ const MOST: usize = 60;
 const CROWD: usize = 80;
 
 /// Whoever is refused comes again after this, whatever it was told: the load stays what it is.
-const AGAIN: Duration = Duration::from_millis(500);
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Nobody is killed for memory, everybody is answered or refused in good order, and as much is answered as when just those
 /// ask whom the budget has room for.
 pub(super) fn ten_times_what_fits(scene: &mut Scene) -> Check {
-    super::watchdogs::script(scene, r#"{"every": ["!peak 60m", "!sleep 300ms"]}"#);
+    super::watchdogs::script(scene, r#"{"start": ["!leak 45m"], "every": ["!peak 10m", "!sleep 300ms"]}"#);
     let keys = format!("mem_limit: 128m, max_sessions: {MOST}, reuse: any, queue: {{ max: 16, timeout: 3s }}, ");
     scene.up_with("jsonl", ", --script, $DIR/script.json", &keys, MOST)?;
     // Until it is known what a turn costs, and all who fit are there.
