@@ -53,8 +53,9 @@ impl Suite {
             }
             Self::Survivors => vec!["survive", "--tier", tier, "--trees", count("150", "2000"), "--seed", &seed],
         };
-        if self == Self::Verdicts && matches!(place, Place::Guest(_)) {
-            words.push("--guest"); // the machine's own out-of-memory killer too: this machine is made for it
+        // Verdicts: the machine's own out-of-memory killer too, this machine is made for it. Pools: no overload, see there.
+        if matches!(self, Self::Verdicts | Self::Serve) && matches!(place, Place::Guest(_)) {
+            words.push("--guest");
         }
         words.into_iter().map(str::to_owned).collect()
     }

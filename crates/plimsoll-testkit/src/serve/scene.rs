@@ -25,6 +25,8 @@ const EVERY: Duration = Duration::from_millis(2);
 pub(super) struct Scene {
     pub(super) world: World,
     pub(super) client: Client,
+    /// The machine is emulated.
+    pub(super) is_guest: bool,
     most: usize,
     count: Option<Count>,
 }
@@ -49,7 +51,8 @@ pub(super) struct Streamed {
 
 impl Scene {
     pub(super) fn new(options: &Options) -> Self {
-        Self { world: World::new(options), client: Client { port: free_port() }, most: 0, count: None }
+        let client = Client { port: free_port() };
+        Self { world: World::new(options), client, is_guest: options.flag("--guest"), most: 0, count: None }
     }
 
     /// Writes a file with one pool of this program's agent: its protocol, the agent's further words (`, --ids`), and further
