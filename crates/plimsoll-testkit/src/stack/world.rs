@@ -516,7 +516,8 @@ impl World {
                 "ended" => {
                     let known = running.remove(&key(&row)) || row["cause"] == "start_failed";
                     ensure!(known, "ended and never started: {row}");
-                    told.push((row["service"].as_str().unwrap_or_default().to_owned(), row["cause"].clone()));
+                    let one = (row["service"].as_str().unwrap_or_default().to_owned(), row["cause"].clone());
+                    told.push((row["at"].as_str().unwrap_or_default().to_owned(), one));
                 }
                 "loaded" if is_first_of_a_life(&row, &events) => {
                     ensure!(running.is_empty() || self.was_killed, "no end of {running:?}");
@@ -530,18 +531,19 @@ impl World {
         self.audit_certificates(told)
     }
 
-    fn audit_certificates(&self, told: Vec<(String, Value)>) -> Check {
+    fn audit_certificates(&self, told: Vec<(String, (String, Value))>) -> Check {
         // Read from the store itself: a list that is shown is cut off.
         let all = plimsoll_store::CertificateStore::open(&self.path("state")).and_then(|mut store| store.list(1 << 20));
         let all = all.map_err(|error| format!("the certificates cannot be read: {error}"))?;
         let mut stored: Vec<(String, Value)> =
             all.iter().map(|one| (one.name.clone(), Value::from(one.cause.as_str()))).collect();
-        let told: Vec<_> = told.into_iter().filter(|(_, cause)| cause != "start_failed").collect();
-        let (ends, kept, history) = (told.len(), stored.len(), plimsoll_store::certificates::HISTORY as usize);
-        // A store that is full has let go of the oldest; some ends are told a little before or after they are stored.
-        let gone = if kept < history { 0 } else { (ends + 100).saturating_sub(history) };
+        let (ends, kept) = (told.len(), stored.len());
+        // A store that is full has let go of the oldest: of the chaos of an hour not all is there.
+        let is_full = kept >= plimsoll_store::certificates::HISTORY as usize;
+        let oldest = all.iter().map(|one| one.ended_at).min().filter(|_| is_full);
+        let since = oldest.map(|oldest| (oldest + Duration::from_secs(60)).to_string()).unwrap_or_default();
         let mut lacking = Vec::new();
-        for one in told.into_iter().skip(gone) {
+        for (_, one) in told.into_iter().filter(|(at, (_, cause))| *at >= since && cause != "start_failed") {
             match stored.iter().position(|other| *other == one) {
                 Some(at) => drop(stored.swap_remove(at)),
                 None => lacking.push(one),
