@@ -46,6 +46,7 @@ pub(super) fn ten_times_what_fits(scene: &mut Scene) -> Check {
         let fitting = Crowd::gather(scene.client, admitted);
         fitting.answers_in(Duration::from_secs(1), || {});
         alone += fitting.answers_in(Duration::from_secs(5), || {
+            // As under the flood: whoever looks costs the same in both.
             scene.pool();
         });
         fitting.leave()?;
