@@ -36,6 +36,8 @@ pub(crate) enum Kind {
     When,
     /// `http://…`.
     Webhook,
+    /// `redis://…`.
+    Redis,
     /// One of these.
     Word(&'static [&'static str]),
     /// A list of words, or one text that is split into words.
@@ -76,6 +78,7 @@ impl Kind {
             Self::Listen => "a port or an address with a port".to_owned(),
             Self::When => "a condition".to_owned(),
             Self::Webhook => "an `http://` address".to_owned(),
+            Self::Redis => "a `redis://` address".to_owned(),
             Self::Word(words) => {
                 let (last, others) = words.split_last().unwrap_or((&"", &[]));
                 let others: Vec<String> = others.iter().map(|word| format!("`{word}`")).collect();
@@ -175,6 +178,12 @@ pub(crate) static STACK: Table = Table {
             Kind::Map(&GATEWAY),
             "{ listen: 7070 }",
             "Where pools are asked, by HTTP. With pools and without this key: at 127.0.0.1:7070.",
+        ),
+        key(
+            "redis",
+            Kind::Redis,
+            "redis://127.0.0.1:6379",
+            "Where several machines with the same pools keep conversations and agree on who has which. Default: each machine by itself.",
         ),
     ],
     required: &[],

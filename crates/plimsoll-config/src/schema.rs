@@ -87,6 +87,7 @@ fn kind(kind: Kind) -> Value {
         Kind::Listen => number_or("integer", 1, LISTEN),
         Kind::When => text(WHEN),
         Kind::Webhook => text("^http://"),
+        Kind::Redis => text("^redis://"),
         Kind::Word(words) => json!({ "anyOf": [{ "enum": words }, { "type": "string", "pattern": VARIABLE }] }),
         Kind::Command => {
             json!({ "anyOf": [{ "type": "string", "minLength": 1 }, list_of(scalar(), 1)] })

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use plimsoll_model::pool::{GatewaySpec, PoolSpec};
+use plimsoll_model::pool::{GatewaySpec, PoolSpec, RedisSpec};
 use plimsoll_model::size::Human;
 use plimsoll_model::stack::{
     AlertSpec, BudgetSpec, Condition, Delivery, Gauge, RestartPolicy, ServiceSpec, StackSpec, Threshold,
@@ -39,9 +39,10 @@ pub(crate) fn read(reader: &mut Reader<'_>, root: &Node) -> Option<(StackSpec, b
     let services = services(reader, &fields);
     let pools = pools(reader, &fields, &services);
     let gateway = gateway::read(reader, &fields);
+    let redis = fields.get("redis").and_then(|field| reader.value(&field, redis));
     addresses(reader, &services.specs, gateway.as_ref());
     let alerts = alerts(reader, &fields, &services);
-    Some((StackSpec { budget, alerts, services: services.specs, pools, gateway }, strict))
+    Some((StackSpec { budget, alerts, services: services.specs, pools, gateway, redis }, strict))
 }
 
 fn budget(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (BudgetSpec, bool) {
@@ -410,20 +411,51 @@ pub(crate) fn address(text: &str) -> Result<String, Bad> {
     };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let (host, port) = match host.rsplit_once(':') {
+    if !is_host_and_port(host) {
+        return Err(Bad::new(format!("{} names no host, or a wrong port", quote(text))));
+    }
+    no_spaces(text)
+}
+
+/// `HOST` or `HOST:PORT`.
+fn is_host_and_port(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
         // A colon within the brackets of an IPv6 address is none before a port.
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
-        _ => (host, None),
+        _ => (text, None),
     };
     let is_port =
         |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
-    if host.is_empty() || port.is_some_and(|port| !is_port(port)) {
-        return Err(Bad::new(format!("{} names no host, or a wrong port", quote(text))));
-    }
+    !host.is_empty() && port.is_none_or(is_port)
+}
+
+fn no_spaces(text: &str) -> Result<String, Bad> {
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(Bad::new("an address has no spaces in it").help("write %20 for a space"));
     }
     Ok(text.to_owned())
+}
+
+/// A Redis server's address. What is wrong is told without it: there may be a password in it.
+fn redis(text: &str) -> Result<RedisSpec, Bad> {
+    let example = "for example `redis://127.0.0.1:6379`, or `redis://:${REDIS_PASSWORD}@store:6379/2`";
+    let Some(rest) = text.strip_prefix("redis://") else {
+        let bad = Bad::new("it is no `redis://` address");
+        return Err(if text.starts_with("rediss://") {
+            bad.help("TLS is not spoken here: name a relay on this machine")
+        } else {
+            bad.help(example)
+        });
+    };
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    if !is_host_and_port(host) {
+        return Err(Bad::new("it names no host, or a wrong port").help(example));
+    }
+    if !database.is_empty() && database.parse::<u8>().is_err() {
+        return Err(Bad::new("behind its `/` stands the number of a database, and nothing else").help(example));
+    }
+    Ok(RedisSpec { url: no_spaces(text)? })
 }
 
 /// What is known of a stack on a machine, or in a container, of `total` bytes: reservations that cannot be had together, a

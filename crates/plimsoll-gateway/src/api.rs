@@ -18,9 +18,10 @@ use crate::chat::structured::Format;
 use crate::chat::{self, Message, Problem, Role, models, request};
 use crate::control::{Door, Words};
 use crate::desk::Verdict;
+use crate::leases::Cut;
 use crate::poster;
 use crate::secret::Secret;
-use crate::serving::{Ask, Turns};
+use crate::serving::{Ask, REDIS_BACK, Turns};
 use crate::tape::{Failure, Note, Reader};
 use crate::tokens::Known;
 use crate::webhook::{self, Answered, Echoes};
@@ -184,7 +185,8 @@ impl Api {
             self.turns.close(Some(pool.clone()), key).await;
         } else if let Ok((text, _)) = &answered {
             let said = [&*asked.messages, &[Message::new(Role::Assistant, text.as_str())]].concat();
-            self.turns.store(pool, &key, &said, asked.messages.len() > 1);
+            let remembered = self.turns.remember(question(Vec::new(), None), &said, asked.messages.len() > 1).await;
+            remembered.map_err(|denial| Problem::denied(&head.model, &denial))?;
         }
         let (text, usage) = answered?;
         if !asked.stream {
@@ -213,12 +215,13 @@ impl Api {
         };
         let Ok(message) = webhook::Message::parse(&body) else { return empty(StatusCode::BAD_REQUEST) };
         let now = self.began.elapsed();
-        if message.is_bot || self.echoes.borrow().is_ours(now, &message) {
+        if message.is_bot {
             return empty(StatusCode::NO_CONTENT);
         }
-        let is_first = message.id.as_ref().is_none_or(|id| self.answered.borrow_mut().is_first(now, &pool, id));
-        if !is_first {
-            return empty(StatusCode::NO_CONTENT);
+        match self.is_to_be_answered(now, &pool, &message).await {
+            Ok(true) => {}
+            Ok(false) => return empty(StatusCode::NO_CONTENT),
+            Err(_) => return later(StatusCode::SERVICE_UNAVAILABLE, REDIS_BACK),
         }
         let ask = Ask {
             pool: pool.clone(),
@@ -245,14 +248,14 @@ impl Api {
             None => match reader.whole().await {
                 Ok((text, _)) => match webhook::said(&text) {
                     Some(text) => {
-                        self.echoes.borrow_mut().say(self.began.elapsed(), &message.room, text);
+                        self.say(&message.room, text).await;
                         text_of(text)
                     }
                     None => empty(StatusCode::NO_CONTENT),
                 },
                 Err(failure) => {
                     // It may come again.
-                    message.id.iter().for_each(|id| self.answered.borrow_mut().forget(&pool, id));
+                    self.forget(&pool, &message).await;
                     let problem = problem(&pool, failure);
                     match problem.retry_after_s {
                         Some(seconds) => later(status(problem.status), Duration::from_secs(seconds.into())),
@@ -269,7 +272,7 @@ impl Api {
         let Some(text) = webhook::said(&text) else { return };
         let room = self.posting.borrow_mut().entry(message.room.clone()).or_default().clone();
         let turn = room.lock().await;
-        self.echoes.borrow_mut().say(self.began.elapsed(), &message.room, text);
+        self.say(&message.room, text).await;
         poster::post(&address, text).await;
         drop(turn);
         drop(room);
@@ -277,11 +280,55 @@ impl Api {
         self.posting.borrow_mut().retain(|_, lock| Rc::strong_count(lock) > 1);
     }
 
+    /// Whether a message is neither one that was answered, by any machine, nor what we said ourselves.
+    async fn is_to_be_answered(&self, now: Duration, pool: &str, message: &webhook::Message) -> Result<bool, Cut> {
+        let Some(leases) = self.turns.leases() else {
+            return Ok(!self.echoes.borrow().is_ours(now, message)
+                && message.id.as_ref().is_none_or(|id| self.answered.borrow_mut().is_first(now, pool, id)));
+        };
+        if let Some(echo) = webhook::echo(&message.room, &message.text)
+            && leases.is_known(&echoed(echo)).await?
+        {
+            return Ok(false);
+        }
+        match &message.id {
+            Some(id) => leases.is_first(&seen(pool, id), webhook::ANSWERED_FOR).await,
+            None => Ok(true),
+        }
+    }
+
+    /// A message was refused, and may come again.
+    async fn forget(&self, pool: &str, message: &webhook::Message) {
+        let Some(id) = &message.id else { return };
+        match self.turns.leases() {
+            // What cannot be taken back now is answered no more: twice would be worse.
+            Some(leases) => drop(leases.forget(&seen(pool, id)).await),
+            None => self.answered.borrow_mut().forget(pool, id),
+        }
+    }
+
+    /// Remembers what is about to be said in a room, so that it is not answered when it comes in again.
+    async fn say(&self, room: &str, text: &str) {
+        match (self.turns.leases(), webhook::echo(room, text)) {
+            (Some(leases), Some(echo)) => drop(leases.is_first(&echoed(echo), webhook::ECHO_FOR).await),
+            (Some(_), None) => {}
+            (None, _) => self.echoes.borrow_mut().say(self.began.elapsed(), room, text),
+        }
+    }
+
     /// A name for an answer, never twice in one life of plimsoll.
     fn next_id(&self) -> String {
         self.answers.set(self.answers.get() + 1);
         format!("chatcmpl-{:x}{:08x}", self.born, self.answers.get())
     }
+}
+
+fn seen(pool: &str, id: &str) -> String {
+    format!("seen:{pool}:{id}")
+}
+
+fn echoed(echo: u64) -> String {
+    format!("echo:{echo:016x}")
 }
 
 /// The SDKs say so when they try again by themselves.

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plimsoll_model::pool::PoolSpec;
+use plimsoll_model::pool::{PoolSpec, RedisSpec};
 
 /// A turn, numbered by this room, never twice in one life of the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +68,13 @@ pub enum Plea {
         session: Session,
         /// Why, in words.
         why: String,
+    },
+    /// Something beside turns goes wrong, or no longer does.
+    Trouble {
+        /// What it is about, in a word.
+        about: &'static str,
+        /// Why; `None` when all is well again.
+        why: Option<String>,
     },
     /// Somebody wants a session closed.
     Close {
@@ -160,6 +167,8 @@ pub enum Verdict {
 pub struct Settings {
     /// Where conversations are kept; without it they are forgotten with their processes.
     pub state_dir: Option<PathBuf>,
+    /// Where machines that serve the same pools agree on who has which conversation; without it, this one is alone.
+    pub redis: Option<RedisSpec>,
     /// The Campfire server that late answers are posted to: scheme, host and port.
     pub campfire: Option<String>,
 }
@@ -179,4 +188,6 @@ pub enum Denial {
     Short(Duration),
     /// Starts have failed again and again; the next trial is so far away.
     Circuit(Duration),
+    /// That its conversation is this machine's cannot be proven: Redis does not answer, or another machine took it over.
+    Unproven(Duration),
 }

@@ -30,6 +30,7 @@ pub mod desk;
 mod forward;
 pub mod gateway;
 pub mod headers;
+mod leases;
 mod limits;
 mod poster;
 pub mod secret;

@@ -21,8 +21,7 @@ impl Secret {
 
     /// Is it this one? The time it takes tells how long the shown text is, and not where the two differ.
     ///
-    /// Ten lines instead of the crate `subtle`: its licence would be one more to allow, and `black_box` is what it too keeps
-    /// the compiler with from stopping early.
+    /// Ten lines instead of the crate `subtle`: `black_box` is what it too keeps the compiler with from stopping early.
     #[must_use]
     pub fn is(&self, shown: &[u8]) -> bool {
         let own = self.0.as_bytes();

@@ -9,21 +9,22 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use plimsoll_model::pool::{PoolSpec, Protocol};
+use plimsoll_model::pool::{PoolSpec, Protocol, RedisSpec};
 use plimsoll_store::conversations::{Conversations, Spoken};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::agent::{Agent, Piece, Prompt};
+use crate::agent::{Agent, Piece, Prompt, Usage};
 use crate::chat::conversation::{self, Print, Step};
 use crate::chat::{Message, Problem, Role};
-use crate::desk::{Denial, Outcome, Plea, Session, Turn, Verdict};
+use crate::desk::{Denial, Outcome, Plea, Session, Settings, Turn, Verdict};
+use crate::leases::{Cut, Lease, Leases};
 use crate::tape::{Failure, Note, Reader, Same, Tape, Tapes};
 
 /// An answer of more than this is none, bytes.
@@ -35,8 +36,14 @@ const HEARD_EVERY: Duration = Duration::from_secs(1);
 /// A word that the supervisor could not take is told again after this.
 const AGAIN: Duration = Duration::from_millis(5);
 
-/// So many conversations are compared without reading their files.
-const MOST_PRINTS: usize = 4096;
+/// So many conversations are compared without reading what was said in them.
+const MOST_KNOWN: usize = 4096;
+
+/// Whether Redis is there is asked so often.
+const BEAT: Duration = Duration::from_secs(2);
+
+/// Whoever could not be served because of it comes again after this.
+pub(crate) const REDIS_BACK: Duration = Duration::from_secs(5);
 
 /// A turn that is over so soon is not told to have begun to be answered.
 const SOON: Duration = Duration::from_millis(50);
@@ -58,13 +65,36 @@ pub(crate) struct Turns {
     /// Turns that are on their way, or were a moment ago, for those that ask again.
     tapes: RefCell<Tapes>,
     conversations: RefCell<Option<Conversations>>,
-    /// What is compared of conversations that were heard of lately.
-    prints: RefCell<BTreeMap<Talk, Print>>,
+    /// With Redis, conversations are there and not in this machine's files.
+    leases: RefCell<Option<(RedisSpec, Rc<Leases>)>>,
+    /// With Redis, turns of one conversation wait for each other here: a machine has one lease of it.
+    lines: RefCell<BTreeMap<Talk, Arc<Mutex<()>>>>,
+    /// What the process that has it knows of each conversation that was heard of lately.
+    known: RefCell<BTreeMap<Talk, Known>>,
+    /// A conversation could not be written the last time.
+    is_troubled: Cell<bool>,
     counts: Arc<Counts>,
 }
 
 /// A conversation: its pool and its key.
-type Talk = (Arc<str>, Arc<str>);
+pub(crate) type Talk = (Arc<str>, Arc<str>);
+
+/// What is compared of a conversation, as of which version; without Redis there is but one.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    print: Print,
+    version: u64,
+}
+
+/// A conversation that is this machine's alone, for the time of a turn.
+struct Hold {
+    lease: Lease,
+    print: Print,
+    /// Another machine has gone on with it since a process here did.
+    is_stale: bool,
+    /// Let go of after the lease.
+    _turn: OwnedMutexGuard<()>,
+}
 
 /// A session, and whether it is new to the turn's conversation; or why there is none.
 type Assigned = Result<(Session, bool), Denial>;
@@ -113,6 +143,17 @@ pub(crate) struct Ask {
     pub(crate) goes_on: bool,
 }
 
+/// A turn that has its session, and all that is known of it.
+struct Taken<'t> {
+    turn: Turn,
+    session: Session,
+    seat: &'t Seat,
+    ask: &'t Ask,
+    step: Step<'t>,
+    tape: &'t Tape,
+    hold: Option<&'t Hold>,
+}
+
 impl Seat {
     /// Waits until nothing is left of its process.
     async fn is_gone(&self) {
@@ -132,7 +173,10 @@ impl Turns {
             last: Cell::new(0),
             tapes: RefCell::default(),
             conversations: RefCell::default(),
-            prints: RefCell::default(),
+            leases: RefCell::default(),
+            lines: RefCell::default(),
+            known: RefCell::default(),
+            is_troubled: Cell::new(false),
             counts,
         })
     }
@@ -157,10 +201,7 @@ impl Turns {
     pub(crate) fn hear(self: &Rc<Self>, verdict: Verdict) {
         match verdict {
             Verdict::Pools(pools) => *self.pools.borrow_mut() = pools,
-            Verdict::Settings(settings) => {
-                let opened = settings.state_dir.as_deref().map(Conversations::open);
-                *self.conversations.borrow_mut() = opened.and_then(Result::ok);
-            }
+            Verdict::Settings(settings) => self.set(settings),
             Verdict::Adopt { session, pool, stdin, stdout } => {
                 let spec = self.pools.borrow().get(&pool).cloned();
                 let Some(spec) = spec else { return };
@@ -219,6 +260,50 @@ impl Turns {
         }
     }
 
+    fn set(self: &Rc<Self>, settings: Settings) {
+        let opened = settings.state_dir.as_deref().map(Conversations::open).transpose();
+        self.trouble("conversations", opened.as_ref().err().map(|error| format!("they are not kept: {error}")));
+        *self.conversations.borrow_mut() = opened.unwrap_or_default();
+        if self.leases.borrow().as_ref().map(|(spec, _)| spec) == settings.redis.as_ref() {
+            return;
+        }
+        // What is known is of the versions of another place.
+        self.known.borrow_mut().clear();
+        let leases = settings.redis.map(|spec| Leases::new(&spec.url).map(|leases| (spec, leases))).transpose();
+        self.trouble("redis", leases.as_ref().err().cloned());
+        *self.leases.borrow_mut() = leases.unwrap_or_default();
+        if let Some((_, leases)) = &*self.leases.borrow() {
+            tokio::task::spawn_local(self.clone().watch(leases.clone()));
+        }
+    }
+
+    /// Tells when Redis cannot be reached, and when it can be again, also while nobody asks.
+    async fn watch(self: Rc<Self>, leases: Rc<Leases>) {
+        let mut is_cut = false;
+        while self.leases().is_some_and(|now| Rc::ptr_eq(&now, &leases)) {
+            let cut = leases.beat().await.err();
+            if let Some(Cut(why)) = &cut
+                && !is_cut
+            {
+                let why = format!("it cannot be reached, and conversations are refused: {why}");
+                self.say(Plea::Trouble { about: "redis", why: Some(why) }).await;
+            } else if cut.is_none() && is_cut {
+                self.say(Plea::Trouble { about: "redis", why: None }).await;
+            }
+            is_cut = cut.is_some();
+            sleep(BEAT).await;
+        }
+    }
+
+    pub(crate) fn leases(&self) -> Option<Rc<Leases>> {
+        self.leases.borrow().as_ref().map(|(_, leases)| leases.clone())
+    }
+
+    fn trouble(self: &Rc<Self>, about: &'static str, why: Option<String>) {
+        let turns = self.clone();
+        tokio::task::spawn_local(async move { turns.say(Plea::Trouble { about, why }).await });
+    }
+
     /// Tells when an agent is ready, and when it is lost between two turns.
     async fn look_after(self: Rc<Self>, session: Session, seat: Rc<Seat>) {
         let ended = seat.is_gone();
@@ -251,7 +336,12 @@ impl Turns {
         {
             return Ok(tape.read());
         }
-        let is_anew = matches!(self.step(&ask)?, (true, Step::Anew { .. }));
+        let is_anew = if self.leases.borrow().is_some() && ask.key.is_some() {
+            // What was said is known with the lease; that there is something to answer is not a question of that.
+            conversation::step(&Print::default(), &ask.messages).map(|_| false)?
+        } else {
+            goes_otherwise(&self.print(&ask), &ask)?
+        };
         let tape = Tape::new(ask.goes_on);
         let reader = tape.read();
         if let Some(same) = &same {
@@ -273,29 +363,61 @@ impl Turns {
         Ok(reader)
     }
 
-    /// How a turn goes on with its conversation; and whether anything of that is stored.
-    fn step<'a>(&self, ask: &'a Ask) -> Result<(bool, Step<'a>), Problem> {
-        let print = self.print(ask);
-        Ok((!print.is_empty(), conversation::step(&print, &ask.messages)?))
-    }
-
     /// What is compared of a turn's conversation; read from its file when it was not heard of for long.
     fn print(&self, ask: &Ask) -> Print {
         let Some(key) = &ask.key else { return Print::default() };
-        let name = (ask.pool.clone(), key.clone());
-        if let Some(print) = self.prints.borrow().get(&name) {
-            return *print;
+        let talk = (ask.pool.clone(), key.clone());
+        if let Some(known) = self.known.borrow().get(&talk) {
+            return known.print;
         }
         let print = Print::of(&self.stored(ask));
-        let mut prints = self.prints.borrow_mut();
-        if prints.len() >= MOST_PRINTS {
-            prints.pop_first();
-        }
-        prints.insert(name, print);
+        self.know(talk, Known { print, version: 0 });
         print
     }
 
-    /// What was said in a turn's conversation.
+    fn know(&self, talk: Talk, is_known: Known) {
+        let mut known = self.known.borrow_mut();
+        if known.len() >= MOST_KNOWN && !known.contains_key(&talk) {
+            known.pop_first();
+        }
+        known.insert(talk, is_known);
+    }
+
+    /// With Redis: waits until a turn's conversation is this machine's alone. It needs none without, or without a key.
+    async fn hold(&self, ask: &Ask) -> Result<Option<Hold>, Denial> {
+        let Some((leases, key)) = self.leases().zip(ask.key.clone()) else { return Ok(None) };
+        let talk = (ask.pool.clone(), key);
+        let spec = self.pools.borrow().get(&ask.pool).cloned().ok_or(Denial::UnknownPool)?;
+        let line = {
+            let mut lines = self.lines.borrow_mut();
+            lines.retain(|_, line| Arc::strong_count(line) > 1);
+            let line = lines.entry(talk.clone()).or_default().clone();
+            // Those that have a session, or wait for one, hold theirs too; `line` itself is one more.
+            let of_pool = lines.iter().filter(|((pool, _), _)| *pool == ask.pool);
+            let there: usize = of_pool.map(|(_, line)| Arc::strong_count(line) - 1).sum();
+            if there > (spec.max_sessions.saturating_add(spec.queue.max)) as usize {
+                return Err(Denial::Full(Duration::from_secs(1)));
+            }
+            line
+        };
+        let held = async {
+            let turn = line.lock_owned().await;
+            let lease = leases.take(&talk).await?;
+            let version = lease.version();
+            let known = self.known.borrow().get(&talk).copied().filter(|known| known.version == version);
+            let print = match known {
+                Some(known) => known.print,
+                None => Print::of(&lease.said().await?),
+            };
+            Ok::<_, Cut>(Hold { lease, print, is_stale: known.is_none() && version > 0, _turn: turn })
+        };
+        match timeout(spec.queue.timeout, held).await {
+            Ok(held) => held.map(Some).map_err(|_| Denial::Unproven(REDIS_BACK)),
+            Err(_) => Err(Denial::Late(Duration::from_secs(1))),
+        }
+    }
+
+    /// What was said in a turn's conversation, by this machine's files.
     fn stored(&self, ask: &Ask) -> Vec<Message> {
         let conversations = self.conversations.borrow();
         let Some((all, key)) = conversations.as_ref().zip(ask.key.as_ref()) else { return Vec::new() };
@@ -303,24 +425,86 @@ impl Turns {
         spoken.into_iter().filter_map(|one| Some(Message::new(Role::of(&one.role)?, one.content))).collect()
     }
 
-    /// What was said in a conversation, from now on.
-    pub(crate) fn store(&self, pool: &str, key: &str, said: &[Message], is_all: bool) {
+    /// What was said in a conversation, from now on, beside its turns.
+    ///
+    /// # Errors
+    /// With Redis: it does not answer, or another machine does not let go of the conversation.
+    pub(crate) async fn remember(self: &Rc<Self>, ask: Ask, said: &[Message], is_all: bool) -> Result<(), Denial> {
+        match (self.hold(&ask).await?, &ask.key) {
+            (Some(hold), _) => {
+                self.commit(&ask, &hold, said, is_all, None).await.map_err(|_| Denial::Unproven(REDIS_BACK))
+            }
+            (None, Some(key)) => {
+                self.store(&ask.pool, key, said, is_all);
+                Ok(())
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// The same within its turn, in Redis.
+    async fn commit(
+        &self,
+        ask: &Ask,
+        hold: &Hold,
+        said: &[Message],
+        is_all: bool,
+        answered: Option<(&str, Option<Usage>)>,
+    ) -> Result<(), Cut> {
+        let Some(key) = ask.key.clone() else { return Ok(()) };
+        let same = Same { pool: ask.pool.clone(), key: key.clone(), print: ask.print };
+        let answered = answered.map(|(text, usage)| (&same, text, usage));
+        let version = hold.lease.commit(said, is_all, answered).await?;
+        let mut print = if is_all { Print::default() } else { hold.print };
+        said.iter().for_each(|message| print.add(message));
+        self.know((ask.pool.clone(), key), Known { print, version });
+        Ok(())
+    }
+
+    /// The same in this machine's files.
+    fn store(self: &Rc<Self>, pool: &Arc<str>, key: &Arc<str>, said: &[Message], is_all: bool) {
         let conversations = self.conversations.borrow();
         let Some(all) = conversations.as_ref() else { return };
         let spoken = |one: &Message| Spoken { role: one.role.word().to_owned(), content: one.content.clone() };
         let spoken: Vec<Spoken> = said.iter().map(spoken).collect();
-        // A disk that is full costs a conversation its memory, and no answer.
-        let _ = if is_all { all.replace(pool, key, &spoken) } else { all.append(pool, key, &spoken) };
-        let mut prints = self.prints.borrow_mut();
-        match prints.get_mut(&(Arc::from(pool), Arc::from(key))) {
-            Some(print) if is_all => *print = Print::of(said),
-            Some(print) => said.iter().for_each(|message| print.add(message)),
-            None => {}
+        let stored = if is_all { all.replace(pool, key, &spoken) } else { all.append(pool, key, &spoken) };
+        // A disk that is full costs a conversation its memory, and no answer; it is told.
+        let is_troubled = stored.is_err();
+        if self.is_troubled.replace(is_troubled) != is_troubled {
+            self.trouble("conversations", stored.err().map(|error| format!("one could not be written: {error}")));
+        }
+        if let Some(Known { print, .. }) = self.known.borrow_mut().get_mut(&(pool.clone(), key.clone())) {
+            *print = if is_all { Print::default() } else { *print };
+            said.iter().for_each(|message| print.add(message));
         }
     }
 
     /// A turn from its question to the last piece of its answer.
     async fn take(self: &Rc<Self>, ask: Ask, is_anew: bool, tape: &Tape) {
+        let hold = tokio::select! {
+            hold = self.hold(&ask) => hold,
+            () = tape.left_alone() => return tape.void(),
+        };
+        let hold = match hold {
+            Ok(hold) => hold,
+            Err(denial) => return tape.deny(denial),
+        };
+        let mut is_anew = is_anew;
+        if let Some(hold) = &hold {
+            if ask.is_retry
+                && let Some((text, usage)) = self.answered(&ask).await
+            {
+                return tape.write(Note::Final(text, usage));
+            }
+            // That there is something to answer was looked at before.
+            is_anew = hold.is_stale || goes_otherwise(&hold.print, &ask).unwrap_or(true);
+        }
+        let mut lost = pin!(async {
+            match &hold {
+                Some(hold) => hold.lease.lost().await,
+                None => std::future::pending().await,
+            }
+        });
         let turn = Turn(self.last.get() + 1);
         self.last.set(turn.0);
         let (answer, assigned) = oneshot::channel();
@@ -328,10 +512,19 @@ impl Turns {
         self.say(Plea::Ask { turn, pool: ask.pool.clone(), key: ask.key.clone(), is_anew }).await;
         let assigned = tokio::select! {
             assigned = assigned => assigned,
-            () = tape.left_alone() => {
+            is_lost = async {
+                tokio::select! {
+                    () = tape.left_alone() => false,
+                    () = &mut lost => true,
+                }
+            } => {
                 // It may have been assigned at this very moment: the supervisor then has it interrupted.
                 self.asked.borrow_mut().remove(&turn);
-                tape.void();
+                if is_lost {
+                    tape.deny(Denial::Unproven(REDIS_BACK));
+                } else {
+                    tape.void();
+                }
                 return self.say(Plea::Withdraw { turn }).await;
             }
         };
@@ -347,33 +540,56 @@ impl Turns {
             return self.say(Plea::Done { turn, session, outcome: Outcome::Broken(why), context_percent: None }).await;
         };
         tape.write(Note::Began);
-        // Turns before it may have gone on with the conversation while it waited.
-        let Ok((_, step)) = self.step(&ask) else { return };
+        let print = match (&hold, &ask.key) {
+            (Some(hold), Some(key)) => {
+                // From here on the process knows what this turn tells it.
+                self.know((ask.pool.clone(), key.clone()), Known { print: hold.print, version: hold.lease.version() });
+                hold.print
+            }
+            // Turns before it may have gone on with the conversation while it waited.
+            _ => self.print(&ask),
+        };
+        let Ok(step) = conversation::step(&print, &ask.messages) else { return };
         let is_told_all = fresh && matches!(step, Step::On { appended: true, .. });
-        let stored = if is_told_all { self.stored(&ask) } else { Vec::new() };
+        let stored = match &hold {
+            _ if !is_told_all => Vec::new(),
+            Some(hold) => match hold.lease.said().await {
+                Ok(said) => said,
+                Err(_) => {
+                    tape.deny(Denial::Unproven(REDIS_BACK));
+                    let outcome = Outcome::Interrupted;
+                    return self.say(Plea::Done { turn, session, outcome, context_percent: None }).await;
+                }
+            },
+            None => self.stored(&ask),
+        };
         let prompt = prompt(turn, &ask, fresh, &stored, step);
-        let (outcome, context_percent) = self.listen(turn, session, &seat, prompt, &ask, step, tape).await;
+        let taken = Taken { turn, session, seat: &seat, ask: &ask, step, tape, hold: hold.as_ref() };
+        let (outcome, context_percent) = self.listen(taken, prompt, lost).await;
         self.say(Plea::Done { turn, session, outcome, context_percent }).await;
     }
 
+    /// The answer that another machine gave to the same request a moment ago.
+    async fn answered(&self, ask: &Ask) -> Option<(String, Option<Usage>)> {
+        let (leases, key) = self.leases().zip(ask.key.clone())?;
+        leases.answered(&Same { pool: ask.pool.clone(), key, print: ask.print }).await.ok().flatten()
+    }
+
     /// Hears an agent's answer to its end.
-    #[expect(clippy::too_many_arguments, reason = "one turn, and all that is known of it")]
     async fn listen(
-        &self,
-        turn: Turn,
-        session: Session,
-        seat: &Seat,
+        self: &Rc<Self>,
+        taken: Taken<'_>,
         prompt: Prompt,
-        ask: &Ask,
-        step: Step<'_>,
-        tape: &Tape,
+        mut lost: Pin<&mut impl Future<Output = ()>>,
     ) -> (Outcome, Option<f64>) {
+        let Taken { turn, session, seat, ask, step, tape, hold } = taken;
         let mut answer = seat.agent.turn(prompt);
         let mut text = String::new();
         // When the supervisor is to be told that something came.
         let mut tell: Option<Instant> = None;
         let mut has_come = false;
         let mut is_left = false;
+        let mut is_lost = false;
         // One for the whole turn: a wait that began anew with each piece would never end while an agent talks.
         let mut left_alone = pin!(tape.left_alone());
         loop {
@@ -382,6 +598,13 @@ impl Turns {
                 biased;
                 () = &mut left_alone, if !is_left => {
                     is_left = true;
+                    self.say(Plea::Withdraw { turn }).await;
+                    continue;
+                }
+                () = &mut lost, if !is_lost => {
+                    // What it still says is nobody's: another machine may have a turn of this conversation by now.
+                    is_lost = true;
+                    tape.deny(Denial::Unproven(REDIS_BACK));
                     self.say(Plea::Withdraw { turn }).await;
                     continue;
                 }
@@ -416,6 +639,9 @@ impl Turns {
                         tape.write(Note::Failed(Failure::Broken(why.clone())));
                         return (Outcome::Broken(why), None);
                     }
+                    if is_lost {
+                        return (Outcome::Interrupted, None);
+                    }
                     if let Some(key) = ask.key.as_ref().filter(|_| !ask.is_aside) {
                         // Before it is answered: what was acknowledged is known after a crash as well.
                         let (said, is_all) = match step {
@@ -423,7 +649,16 @@ impl Turns {
                             Step::Anew { .. } => (&*ask.messages, true),
                         };
                         let said = [said, &[Message::new(Role::Assistant, given.as_deref().unwrap_or(&text))]].concat();
-                        self.store(&ask.pool, key, &said, is_all);
+                        match hold {
+                            None => self.store(&ask.pool, key, &said, is_all),
+                            Some(hold) => {
+                                let answered = (ask.print != 0).then_some((text.as_str(), usage));
+                                if self.commit(ask, hold, &said, is_all, answered).await.is_err() {
+                                    tape.deny(Denial::Unproven(REDIS_BACK));
+                                    return (Outcome::Interrupted, None);
+                                }
+                            }
+                        }
                     }
                     tape.write(Note::Final(text, usage));
                     return (Outcome::Answered, context_percent);
@@ -459,6 +694,11 @@ impl Turns {
         }));
         None
     }
+}
+
+/// Whether a request says that its conversation, of which this is known, went otherwise: not of one that is new.
+fn goes_otherwise(print: &Print, ask: &Ask) -> Result<bool, Problem> {
+    Ok(matches!(conversation::step(print, &ask.messages)?, Step::Anew { .. }) && !print.is_empty())
 }
 
 /// What an agent is asked: all of it when its process is new to the conversation, else what is new.

@@ -33,10 +33,10 @@ pub const LARGEST_BODY: usize = 256 << 10;
 const LONGEST_NAME: usize = 512;
 /// Message ids that are remembered, and how long: Campfire itself does not repeat, a proxy before us may for minutes.
 const MOST_ANSWERED: usize = 4096;
-const ANSWERED_FOR: Duration = Duration::from_secs(3600);
+pub(crate) const ANSWERED_FOR: Duration = Duration::from_secs(3600);
 /// Texts of ours that are remembered, and how long.
 const MOST_ECHOES: usize = 1024;
-const ECHO_FOR: Duration = Duration::from_secs(60);
+pub(crate) const ECHO_FOR: Duration = Duration::from_secs(60);
 /// Shorter texts are anybody's.
 const LEAST_ECHO: usize = 8;
 
@@ -210,7 +210,7 @@ pub struct Echoes(Recent<u64>);
 impl Echoes {
     /// Remembers what is about to be said in a room.
     pub fn say(&mut self, now: Duration, room: &str, text: &str) {
-        if let Some(print) = print(room, text) {
+        if let Some(print) = echo(room, text) {
             // What is said again is remembered for longer.
             self.0.remove(&print);
             self.0.insert(now, print, MOST_ECHOES, ECHO_FOR);
@@ -220,12 +220,12 @@ impl Echoes {
     /// Is this message what we said in this room ourselves?
     #[must_use]
     pub fn is_ours(&self, now: Duration, message: &Message) -> bool {
-        print(&message.room, &message.text).is_some_and(|print| self.0.contains(now, &print, ECHO_FOR))
+        echo(&message.room, &message.text).is_some_and(|print| self.0.contains(now, &print, ECHO_FOR))
     }
 }
 
-/// A room's text, whatever became of its markup and its spaces on the way.
-fn print(room: &str, text: &str) -> Option<u64> {
+/// What a room's text is recognised by, whatever became of its markup and its spaces on the way; nothing if it is very short.
+pub(crate) fn echo(room: &str, text: &str) -> Option<u64> {
     let plain: String = plain_of(text).chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
     if plain.len() < LEAST_ECHO {
         return None;

@@ -142,3 +142,17 @@ pub struct GatewaySpec {
     /// The Campfire server whose webhooks are answered: scheme, host and port.
     pub campfire: Option<String>,
 }
+
+/// `redis:`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisSpec {
+    /// `redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]`.
+    pub url: String,
+}
+
+impl std::fmt::Debug for RedisSpec {
+    /// There may be a password in it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RedisSpec(…)")
+    }
+}

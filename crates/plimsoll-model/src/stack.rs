@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::pool::{GatewaySpec, PoolSpec};
+use crate::pool::{GatewaySpec, PoolSpec, RedisSpec};
 use crate::spec::OnLimit;
 
 /// A whole stack.
@@ -25,6 +25,8 @@ pub struct StackSpec {
     pub pools: BTreeMap<String, PoolSpec>,
     /// Where pools are asked; without pools it still tells how the stack is.
     pub gateway: Option<GatewaySpec>,
+    /// Where several machines that serve the same pools agree on who has which conversation.
+    pub redis: Option<RedisSpec>,
 }
 
 /// An amount of memory, as it is or of what the machine or container really has.

@@ -34,7 +34,14 @@ pub(crate) fn stack(random: &mut Random, total: u64) -> StackSpec {
     }
     let count = if random.one_in(2) { random.between(1, 2) } else { 0 };
     let pools = (0..count).map(|n| (format!("pool{n}"), pool(random))).collect();
-    let mut spec = StackSpec { budget: budget(random), alerts: alerts(random, &names), services, pools, gateway: None };
+    let mut spec = StackSpec {
+        budget: budget(random),
+        alerts: alerts(random, &names),
+        services,
+        pools,
+        gateway: None,
+        redis: None,
+    };
     fit(&mut spec, total);
     spec
 }

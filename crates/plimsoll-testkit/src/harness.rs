@@ -45,6 +45,7 @@ impl Tier {
 }
 
 /// What was asked of the test program.
+#[derive(Clone)]
 pub(crate) struct Options {
     args: Vec<String>,
     pub(crate) plimsoll: PathBuf,

@@ -5,6 +5,7 @@
 mod apart;
 mod clients;
 mod lives;
+mod machines;
 mod overload;
 mod protocols;
 mod queue;
@@ -70,6 +71,13 @@ const CASES: &[Case] = cases![
     apart::what_is_not_in_force_is_told,
     rooms::the_answer_is_in_the_200,
     rooms::the_answer_is_posted_into_its_room,
+    machines::any_machine_takes_any_turn,
+    machines::who_asks_again_elsewhere_is_answered_once,
+    machines::a_machine_that_dies_loses_its_leases,
+    machines::a_machine_that_slept,
+    machines::redis_is_killed,
+    machines::redis_is_paused,
+    machines::nothing_is_lost_or_mixed,
 ];
 
 /// Runs the suite.

@@ -310,6 +310,20 @@ fn kinds_of_pools_agree() {
 }
 
 #[test]
+fn addresses_of_redis_agree() {
+    for (address, right) in [
+        ("redis://127.0.0.1", true),
+        ("'redis://u:p@[::1]:6379/15'", true),
+        ("'${A:-redis://h}'", true),
+        ("127.0.0.1:6379", false),
+        ("6379", false),
+        ("{ url: redis://h }", false),
+    ] {
+        agree(&format!("services: {{ z: {{ command: x }} }}\nredis: {address}"), right);
+    }
+}
+
+#[test]
 fn the_examples_are_valid() {
     assert!(load(crate::STARTER).is_ok());
     assert!(is_valid(&schema(), &json_of(crate::STARTER)));

@@ -271,6 +271,27 @@ fn pools() {
 }
 
 #[test]
+fn addresses_of_redis() {
+    for (address, message) in [
+        ("store:6379", "no `redis://` address"),
+        ("rediss://store", "no `redis://` address"),
+        ("redis://", "names no host"),
+        ("redis://:hunter2@", "names no host"),
+        ("redis://:hunter2@store:0", "a wrong port"),
+        ("redis://:hunter2@store/two", "the number of a database"),
+        ("redis://:hunter2@store/2?x", "the number of a database"),
+        ("\"redis://:hunter2 @store\"", "has no spaces in it"),
+    ] {
+        let told = told(&load(&format!("services: {{ a: {{ command: x }} }}\nredis: {address}\n"))).join("\n");
+        assert!(told.contains(message), "{address}\n{told}");
+        assert!(!told.contains("hunter2"), "{address}\n{told}");
+    }
+    let read = load("services: { a: { command: x } }\nredis: redis://:hunter2@store\n").unwrap();
+    assert_eq!(read.spec.redis.as_ref().unwrap().url, "redis://:hunter2@store");
+    assert!(!format!("{:?}", read.spec).contains("hunter2"));
+}
+
+#[test]
 fn gateways() {
     for (gateway, message) in [
         (

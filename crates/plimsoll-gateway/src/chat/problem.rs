@@ -83,6 +83,11 @@ impl Problem {
                 let message = "the agent has failed to start again and again, and is given time".to_owned();
                 Self { status: 503, ..Self::busy(message, "circuit_open", *wait) }
             }
+            Denial::Unproven(wait) => {
+                let message = "this machine cannot prove that the conversation is its own: Redis does not answer, or \
+                               another machine has taken it over";
+                Self { status: 503, ..Self::busy(message.to_owned(), "lease_lost", *wait) }
+            }
             Denial::Stopping => {
                 let message = "plimsoll is stopping".to_owned();
                 let wait = Duration::from_secs(STOPPING_S.into());
@@ -177,6 +182,7 @@ mod tests {
             (Denial::Late(Duration::ZERO), 429, "rate_limit_error", "queue_timeout", Some(1)),
             (Denial::Short(Duration::from_secs(500)), 429, "rate_limit_error", "memory_short", Some(120)),
             (Denial::Circuit(wait), 503, "server_error", "circuit_open", Some(3)),
+            (Denial::Unproven(wait), 503, "server_error", "lease_lost", Some(3)),
             (Denial::Stopping, 503, "server_error", "stopping", Some(10)),
         ] {
             let problem = Problem::denied("m", &denial);

@@ -27,6 +27,9 @@ pub(super) struct Scene {
     pub(super) client: Client,
     /// The machine is emulated.
     pub(super) is_guest: bool,
+    options: Options,
+    /// Further lines at the top of the file.
+    pub(super) top: String,
     most: usize,
     count: Option<Count>,
 }
@@ -52,7 +55,20 @@ pub(super) struct Streamed {
 impl Scene {
     pub(super) fn new(options: &Options) -> Self {
         let client = Client { port: free_port() };
-        Self { world: World::new(options), client, is_guest: options.flag("--guest"), most: 0, count: None }
+        Self {
+            world: World::new(options),
+            client,
+            is_guest: options.flag("--guest"),
+            options: options.clone(),
+            top: String::new(),
+            most: 0,
+            count: None,
+        }
+    }
+
+    /// Another machine's: with directories and a port of its own.
+    pub(super) fn another(&self) -> Self {
+        Self::new(&self.options)
     }
 
     /// Writes a file with one pool of this program's agent: its protocol, the agent's further words (`, --ids`), and further
@@ -66,10 +82,11 @@ impl Scene {
         let (port, line) = (self.client.port, if keys.contains("mem_limit") { "" } else { "mem_limit: 64m, " });
         // A tag is how whoever is left is found, and an agent sees of our variables only what is listed.
         self.world.write(&format!(
-            "budget: {{ memory: 512m }}\n\
+            "budget: {{ memory: 512m }}\n{}\
              gateway: {{ listen: \"127.0.0.1:{port}\"{gateway} }}\n\
              pools:\n  {POOL}: {{ {line}{keys}pass_environment: [{TAG}, SHOWN], protocol: {protocol}, \
-             command: [$ME, agent, --protocol, {protocol}{words}] }}\n"
+             command: [$ME, agent, --protocol, {protocol}{words}] }}\n",
+            self.top,
         ));
     }
 

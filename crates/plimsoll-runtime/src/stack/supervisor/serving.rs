@@ -25,6 +25,7 @@ impl Supervisor<'_> {
                 Input::Ask { turn: Turn(turn.0), pool: (&*pool).into(), key, is_anew }
             }
             Plea::Withdraw { turn } => Input::Withdraw { turn: Turn(turn.0) },
+            Plea::Trouble { about, why } => return self.trouble(about, why),
             Plea::Close { pool, key } => {
                 Input::CloseSession { pool: pool.as_deref().map(Name::from), key: (&*key).into() }
             }
@@ -60,7 +61,8 @@ impl Supervisor<'_> {
     /// The room is told which pools there are.
     pub(super) fn tell_pools(&self) {
         let campfire = self.options.spec.gateway.as_ref().and_then(|gateway| gateway.campfire.clone());
-        let settings = Settings { state_dir: Some(self.options.state_dir.clone()), campfire };
+        let redis = self.options.spec.redis.clone();
+        let settings = Settings { state_dir: Some(self.options.state_dir.clone()), redis, campfire };
         self.gateway.tell(Verdict::Settings(settings));
         let pools = self.options.spec.pools.iter().map(|(name, pool)| (name.as_str().into(), Arc::new(pool.clone())));
         self.gateway.tell(Verdict::Pools(pools.collect()));
