@@ -146,6 +146,14 @@ fn again(client: Client, key: &str, text: &str) -> Result<http::Reply, String> {
     client.post(&[("x-session-id", key), ("x-stainless-retry-count", "1")], &Client::body(text, false))
 }
 
+/// All that was said in a conversation: its process is closed first, since only a new one is told what it said itself.
+fn whole(scene: &Scene, key: &str) -> Result<String, String> {
+    let path = format!("/api/v1/sessions/{key}");
+    let closed = http::ask_socket(&scene.world.path("run/control.sock"), "DELETE", &path);
+    ensure!(closed.as_ref().is_ok_and(|(status, _)| (200..300).contains(status)), "{closed:?}");
+    scene.say(key, "history")
+}
+
 /// A conversation goes on at whichever machine, turns that come at the same time one after the other; nothing is told twice.
 pub(super) fn any_machine_takes_any_turn(scene: &mut Scene) -> Check {
     with_two(scene, "", 3, |two| {
@@ -180,7 +188,7 @@ pub(super) fn any_machine_takes_any_turn(scene: &mut Scene) -> Check {
             let answer = said(&joined(asker)?)?;
             ensure!(answer == format!("echo: n{number}"), "{number}: {answer}");
         }
-        let history = said(&other.ask(Some("b"), "history")?)?;
+        let history = whole(&two.other, "b")?;
         let told: Vec<&str> = history.split(" | ").collect();
         ensure!(told.len() == 25, "{history}");
         for pair in told[..24].chunks(2) {
@@ -382,11 +390,7 @@ pub(super) fn nothing_is_lost_or_mixed(scene: &mut Scene) -> Check {
         println!("  {asked} turns, {answered} of them answered, seed {SEED}");
         ensure!(answered > 20, "only {answered} of {asked} were answered");
         for one in clients {
-            // A process is told its own answers only when it is new.
-            let path = format!("/api/v1/sessions/{}", one.key);
-            let closed = http::ask_socket(&two.one.world.path("run/control.sock"), "DELETE", &path);
-            ensure!(closed.as_ref().is_ok_and(|(status, _)| *status == 202), "{closed:?}");
-            let history = two.one.say(&one.key, "history")?;
+            let history = whole(two.one, &one.key)?;
             let told: Vec<&str> = history.split(" | ").collect();
             ensure!(told.len() % 2 == 1, "half a turn: {history}");
             let mut kept = told[..told.len() - 1].chunks(2);
