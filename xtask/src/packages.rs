@@ -40,7 +40,11 @@ pub(crate) const TESTS: &[Package] = &[
     package("nodejs", "node", "the real runtime under which agents run"),
     package("python3", "python3", "drives the tests of real programs"),
     package("curl", "curl", "a real client of both versions of HTTP"),
-    package("redis-server", "redis-server", "the real store of the laptop's nine services, and what several machines agree by"),
+    package(
+        "redis-server",
+        "redis-server",
+        "the real store of the laptop's nine services, and what several machines agree by",
+    ),
     package("prometheus", "promtool", "Prometheus' own opinion on our metrics and alert rules"),
     package(
         "python3-prometheus-client",

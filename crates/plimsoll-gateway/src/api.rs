@@ -1,7 +1,6 @@
 //! What clients ask of pools: chat completions, models, webhooks, sessions. Everything else is [`crate::control`]'s.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use crate::chat::response::{Chunks, Finish, Head, Usage};
@@ -18,9 +17,8 @@ use crate::chat::structured::Format;
 use crate::chat::{self, Message, Problem, Role, models, request};
 use crate::control::{Door, Words};
 use crate::desk::Verdict;
+use crate::late::{Late, Lates};
 use crate::leases::Cut;
-use crate::poster;
-use crate::secret::Secret;
 use crate::serving::{Ask, REDIS_BACK, Turns};
 use crate::tape::{Failure, Note, Reader};
 use crate::tokens::Known;
@@ -37,16 +35,16 @@ const SLOWEST: Duration = Duration::from_secs(60);
 
 /// The pools' side of this room.
 pub(crate) struct Api {
-    turns: Rc<Turns>,
+    pub(crate) turns: Rc<Turns>,
     began: Instant,
     /// When that was, seconds since 1970.
     born: u64,
     answers: Cell<u64>,
-    campfire: RefCell<Option<String>>,
+    pub(crate) campfire: RefCell<Option<String>>,
     answered: RefCell<Answered>,
     echoes: RefCell<Echoes>,
-    /// Rooms into which late answers are posted, one after the other.
-    posting: RefCell<BTreeMap<String, Rc<Mutex<()>>>>,
+    /// Answers that come later.
+    pub(crate) late: Lates,
 }
 
 impl Api {
@@ -59,16 +57,18 @@ impl Api {
             campfire: RefCell::default(),
             answered: RefCell::default(),
             echoes: RefCell::default(),
-            posting: RefCell::default(),
+            late: Lates::default(),
         })
     }
 
     /// What the supervisor says.
-    pub(crate) fn hear(&self, verdict: Verdict) {
-        if let Verdict::Settings(settings) = &verdict {
-            self.campfire.borrow_mut().clone_from(&settings.campfire);
-        }
+    pub(crate) fn hear(self: &Rc<Self>, verdict: Verdict) {
+        let settings = if let Verdict::Settings(settings) = &verdict { Some(settings.clone()) } else { None };
         self.turns.hear(verdict);
+        if let Some(settings) = settings {
+            *self.campfire.borrow_mut() = settings.campfire;
+            self.look_for_orphans();
+        }
     }
 
     /// Answers what is asked of pools; hands back what is not.
@@ -223,61 +223,36 @@ impl Api {
             Ok(false) => return empty(StatusCode::NO_CONTENT),
             Err(_) => return later(StatusCode::SERVICE_UNAVAILABLE, REDIS_BACK),
         }
-        let ask = Ask {
-            pool: pool.clone(),
-            key: Some(format!("room-{}", message.room).into()),
-            messages: vec![Message::new(Role::User, message.text.as_str())],
-            instruction: None,
-            is_streamed: false,
-            is_aside: false,
-            print: 0,
-            is_retry: false,
-            goes_on: true,
-        };
-        let reader = match self.turns.begin(ask) {
-            Ok(reader) => reader,
-            Err(_) => return empty(StatusCode::BAD_REQUEST),
-        };
+        let late = Late::new(&pool, &message);
         let address = message.reply_to(self.campfire.borrow().as_deref());
-        match address {
-            Some(address) => {
-                let api = self.clone();
-                tokio::task::spawn_local(async move { api.reply(reader, message, address).await });
-                empty(StatusCode::NO_CONTENT)
-            }
-            None => match reader.whole().await {
-                Ok((text, _)) => match webhook::said(&text) {
-                    Some(text) => {
-                        self.say(&message.room, text).await;
-                        text_of(text)
-                    }
-                    None => empty(StatusCode::NO_CONTENT),
-                },
-                Err(failure) => {
-                    // It may come again.
+        if let Some(address) = address {
+            return match self.answer_later(late, address).await {
+                true => empty(StatusCode::NO_CONTENT),
+                false => {
                     self.forget(&pool, &message).await;
-                    let problem = problem(&pool, failure);
-                    match problem.retry_after_s {
-                        Some(seconds) => later(status(problem.status), Duration::from_secs(seconds.into())),
-                        None => empty(status(problem.status)),
-                    }
+                    later(StatusCode::SERVICE_UNAVAILABLE, REDIS_BACK)
                 }
-            },
+            };
         }
-    }
-
-    /// Posts an answer into its room once it is there; answers of one room in their order.
-    async fn reply(&self, reader: Reader, message: webhook::Message, address: Secret) {
-        let Ok((text, _)) = reader.whole().await else { return };
-        let Some(text) = webhook::said(&text) else { return };
-        let room = self.posting.borrow_mut().entry(message.room.clone()).or_default().clone();
-        let turn = room.lock().await;
-        self.say(&message.room, text).await;
-        poster::post(&address, text).await;
-        drop(turn);
-        drop(room);
-        // Nobody else posts into it: its place is free.
-        self.posting.borrow_mut().retain(|_, lock| Rc::strong_count(lock) > 1);
+        let Ok(reader) = self.turns.begin(late.ask(false)) else { return empty(StatusCode::BAD_REQUEST) };
+        match reader.whole().await {
+            Ok((text, _)) => match webhook::said(&text) {
+                Some(text) => {
+                    self.say(&message.room, text).await;
+                    text_of(text)
+                }
+                None => empty(StatusCode::NO_CONTENT),
+            },
+            Err(failure) => {
+                // It may come again.
+                self.forget(&pool, &message).await;
+                let problem = problem(&pool, failure);
+                match problem.retry_after_s {
+                    Some(seconds) => later(status(problem.status), Duration::from_secs(seconds.into())),
+                    None => empty(status(problem.status)),
+                }
+            }
+        }
     }
 
     /// Whether a message is neither one that was answered, by any machine, nor what we said ourselves.
@@ -308,7 +283,7 @@ impl Api {
     }
 
     /// Remembers what is about to be said in a room, so that it is not answered when it comes in again.
-    async fn say(&self, room: &str, text: &str) {
+    pub(crate) async fn say(&self, room: &str, text: &str) {
         match (self.turns.leases(), webhook::echo(room, text)) {
             (Some(leases), Some(echo)) => drop(leases.is_first(&echoed(echo), webhook::ECHO_FOR).await),
             (Some(_), None) => {}
@@ -469,7 +444,7 @@ pub(crate) fn refused(problem: &Problem) -> Response<Words> {
 
 /// Seconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "the wire wants the time of day")]
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
 }
 

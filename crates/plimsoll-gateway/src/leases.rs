@@ -12,6 +12,8 @@
 //! plimsoll:seen:POOL:ID     a webhook's message that was answered
 //! plimsoll:echo:P           what was said in a room
 //! plimsoll:node:ID          a machine that serves now
+//! plimsoll:late:ID          a hash: what this machine has to answer later
+//! plimsoll:nodes            a set: machines that have, or had, such a hash
 //! ```
 
 use std::cell::{Cell, RefCell};
@@ -65,6 +67,9 @@ const KEPT: usize = 2 << 20;
 /// An answer is known to those that ask again for so long. Longer ones than this, bytes, are not.
 const DONE_FOR: Duration = Duration::from_secs(60);
 const LONGEST_DONE: usize = 1 << 20;
+
+/// So much is answered later at most, by one machine.
+const MOST_LATE: usize = 1000;
 
 /// In each script the time is the server's own, in milliseconds.
 const NOW: &str = "local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)\n";
@@ -128,6 +133,30 @@ redis.call('HDEL', KEYS[1], 'holder', 'till')
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return redis.call('HINCRBY', KEYS[1], 'version', 1)",
+    )
+});
+
+/// KEYS: late, nodes. ARGV: node, how many at most, id, text. Whether it is kept.
+static KEEP: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
+redis.call('SADD', KEYS[2], ARGV[1])
+redis.call('HSET', KEYS[1], ARGV[3], ARGV[4])
+return 1",
+    )
+});
+
+/// KEYS: the life sign and the late of another machine, ours, nodes. ARGV: the other machine, ours. All that was the other's,
+/// if it serves no longer.
+static INHERIT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "if redis.call('EXISTS', KEYS[1]) == 1 then return {} end
+local all = redis.call('HGETALL', KEYS[2])
+for i = 1, #all, 2 do redis.call('HSET', KEYS[3], all[i], all[i + 1]) end
+redis.call('DEL', KEYS[2])
+redis.call('SREM', KEYS[4], ARGV[1])
+if #all > 0 then redis.call('SADD', KEYS[4], ARGV[2]) end
+return all",
     )
 });
 
@@ -229,6 +258,37 @@ impl Leases {
     pub(crate) async fn beat(&self) -> Result<(), Cut> {
         let key = format!("plimsoll:node:{}", self.node);
         self.ask(redis::cmd("SET").arg(key).arg(1).arg("PX").arg(millis(LEASE))).await
+    }
+
+    /// Keeps what is to be answered later, until [`Self::done`] says that it was. `id` is no other machine's either. False
+    /// when there is too much of it.
+    pub(crate) async fn keep(&self, id: &str, text: &str) -> Result<bool, Cut> {
+        let mut script = KEEP.key(late(&self.node));
+        script.key("plimsoll:nodes").arg(&self.node).arg(MOST_LATE).arg(id).arg(text);
+        self.run(&script).await
+    }
+
+    /// It was answered, or never will be.
+    pub(crate) async fn done(&self, id: &str) -> Result<(), Cut> {
+        self.ask(redis::cmd("HDEL").arg(late(&self.node)).arg(id)).await
+    }
+
+    /// What machines that serve no longer had to answer: from now on it is this one's. Ids, in their order, and texts.
+    pub(crate) async fn inherit(&self) -> Result<Vec<(String, String)>, Cut> {
+        let nodes: Vec<String> = self.ask(redis::cmd("SMEMBERS").arg("plimsoll:nodes")).await?;
+        let mut all = Vec::new();
+        for node in nodes.iter().filter(|node| **node != self.node) {
+            let mut script = INHERIT.key(format!("plimsoll:node:{node}"));
+            script.key(late(node)).key(late(&self.node)).key("plimsoll:nodes").arg(node).arg(&self.node);
+            all.extend(self.run::<Vec<(String, String)>>(&script).await?);
+        }
+        all.sort();
+        Ok(all)
+    }
+
+    /// This machine, in this life.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
     }
 
     /// Waits for the lease of a conversation until another machine has none of it.
@@ -408,6 +468,10 @@ fn key(what: &str, (pool, key): &Talk) -> String {
     format!("plimsoll:{what}:{pool}:{key}")
 }
 
+fn late(node: &str) -> String {
+    format!("plimsoll:late:{node}")
+}
+
 fn done(same: &Same) -> String {
     format!("plimsoll:done:{}:{}:{:016x}", same.pool, same.key, same.print)
 }
@@ -430,6 +494,7 @@ mod tests {
     }
 
     impl Server {
+        #[allow(clippy::disallowed_methods, reason = "a test's own server, ended with it")]
         fn start() -> Self {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
             let child = Command::new("redis-server")
@@ -571,6 +636,31 @@ mod tests {
             assert_eq!((other.is_first(id, LEASE).await, other.is_known(id).await), (Ok(false), Ok(true)));
             one.forget(id).await.unwrap();
             assert_eq!(other.is_first(id, LEASE).await, Ok(true));
+        });
+    }
+
+    #[test]
+    fn what_a_dead_machine_had_to_answer_is_inherited_once() {
+        with_two(async |one, other| {
+            assert_eq!(one.keep("1", "hello").await, Ok(true));
+            assert_eq!(one.keep("2", "there").await, Ok(true));
+            one.done("2").await.unwrap();
+            one.beat().await.unwrap();
+            other.beat().await.unwrap();
+            assert_eq!(other.inherit().await, Ok(Vec::new()), "it lives");
+            one.ask::<()>(redis::cmd("DEL").arg(format!("plimsoll:node:{}", one.node))).await.unwrap();
+            assert_eq!(other.inherit().await, Ok(vec![("1".to_owned(), "hello".to_owned())]));
+            assert_eq!(other.inherit().await, Ok(Vec::new()));
+            other.ask::<()>(redis::cmd("DEL").arg(format!("plimsoll:node:{}", other.node))).await.unwrap();
+            assert_eq!(
+                one.inherit().await,
+                Ok(vec![("1".to_owned(), "hello".to_owned())]),
+                "it is not lost with the heir"
+            );
+            for number in 1..MOST_LATE {
+                assert_eq!(one.keep(&format!("n{number}"), "x").await, Ok(true));
+            }
+            assert_eq!(one.keep("more", "x").await, Ok(false));
         });
     }
 

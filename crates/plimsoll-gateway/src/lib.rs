@@ -30,6 +30,7 @@ pub mod desk;
 mod forward;
 pub mod gateway;
 pub mod headers;
+mod late;
 mod leases;
 mod limits;
 mod poster;

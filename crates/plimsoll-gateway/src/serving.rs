@@ -40,7 +40,7 @@ const AGAIN: Duration = Duration::from_millis(5);
 const MOST_KNOWN: usize = 4096;
 
 /// Whether Redis is there is asked so often.
-const BEAT: Duration = Duration::from_secs(2);
+pub(crate) const BEAT: Duration = Duration::from_secs(2);
 
 /// Whoever could not be served because of it comes again after this.
 pub(crate) const REDIS_BACK: Duration = Duration::from_secs(5);

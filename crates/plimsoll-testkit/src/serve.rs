@@ -74,6 +74,7 @@ const CASES: &[Case] = cases![
     machines::any_machine_takes_any_turn,
     machines::who_asks_again_elsewhere_is_answered_once,
     machines::a_machine_that_dies_loses_its_leases,
+    machines::what_was_acknowledged_is_answered,
     machines::a_machine_that_slept,
     machines::redis_is_killed,
     machines::redis_is_paused,

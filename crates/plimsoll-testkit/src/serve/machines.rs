@@ -12,6 +12,7 @@ use std::time::Duration;
 use plimsoll_kernel::signal;
 use serde_json::json;
 
+use super::rooms::{self, Posted, hook};
 use super::scene::{Client, POOL, Scene, joined, refused, said};
 use crate::harness::{Random, command, eventually};
 use crate::http;
@@ -96,7 +97,7 @@ struct Two<'s> {
 
 impl<'s> Two<'s> {
     /// `None` where there is no Redis to be had.
-    fn up(one: &'s mut Scene, words: &str, most: usize) -> Result<Option<Self>, String> {
+    fn up(one: &'s mut Scene, gateway: &str, most: usize) -> Result<Option<Self>, String> {
         let is_there = command(SERVER).arg("--version").stdout(Stdio::null()).status().is_ok();
         if !is_there && one.is_guest {
             one.world.leave_out("there is no redis-server in this guest")?;
@@ -106,7 +107,8 @@ impl<'s> Two<'s> {
         let mut other = one.another();
         for scene in [&mut *one, &mut other] {
             scene.top = format!("redis: redis://127.0.0.1:{}\n", redis.port);
-            scene.up_with("jsonl", words, &format!("max_sessions: {most}, "), most)?;
+            scene.write_with("jsonl", "", &format!("max_sessions: {most}, "), gateway);
+            scene.up(most)?;
         }
         Ok(Some(Self { one, other, redis }))
     }
@@ -130,9 +132,9 @@ impl<'s> Two<'s> {
     }
 }
 
-/// Runs a case with two machines; whatever comes of it, the second one is ended.
-fn with_two(scene: &mut Scene, words: &str, most: usize, case: impl FnOnce(&mut Two<'_>) -> Check) -> Check {
-    let Some(mut two) = Two::up(scene, words, most)? else { return Ok(()) };
+/// Runs a case with two machines, with further keys of `gateway:`; whatever comes of it, the second one is ended.
+fn with_two(scene: &mut Scene, gateway: &str, most: usize, case: impl FnOnce(&mut Two<'_>) -> Check) -> Check {
+    let Some(mut two) = Two::up(scene, gateway, most)? else { return Ok(()) };
     let ran = case(&mut two);
     if ran.is_err() {
         two.other.world.end();
@@ -207,8 +209,7 @@ pub(super) fn any_machine_takes_any_turn(scene: &mut Scene) -> Check {
         let (first, second) = (hook(one, &message)?, hook(other, &message)?);
         ensure!(first.status == 200 && first.text() == "echo: hello there", "{first:?}");
         ensure!(second.status == 204 && second.body.is_empty(), "{second:?}");
-        let mut echo = message;
-        echo["message"] = json!({"id": 78, "body": {"plain": "echo: hello there"}});
+        let echo = rooms::message(78, 5, "echo: hello there");
         let third = hook(other, &echo)?;
         ensure!(third.status == 204, "what we said ourselves: {third:?}");
         Ok(())
@@ -251,6 +252,42 @@ pub(super) fn a_machine_that_dies_loses_its_leases(scene: &mut Scene) -> Check {
         two.one.up(2)?;
         let turns = said(&one.ask(Some("a"), "history")?)?;
         ensure!(turns.ends_with(&format!("{history} | history")), "{turns}");
+        Ok(())
+    })
+}
+
+/// A machine dies after it has acknowledged a room's messages: the other one answers them, in their order, each once.
+pub(super) fn what_was_acknowledged_is_answered(scene: &mut Scene) -> Check {
+    let posted = Posted::default();
+    let campfire = format!(", campfire: {{ base_url: \"http://127.0.0.1:{}\" }}", rooms::server(posted.clone())?);
+    with_two(scene, &campfire, 2, |two| {
+        let [one, other] = two.both();
+        let all = || posted.lock().expect("a list").clone();
+        let path = "/rooms/1/9-s3cretKEY/messages";
+        let say = |client, id, text: &str| {
+            let mut message = rooms::message(id, 1, text);
+            message["room"]["path"] = path.into();
+            let reply = hook(client, &message)?;
+            ensure!(reply.status == 204, "{reply:?}");
+            Ok::<_, String>(())
+        };
+        say(one, 1, "first")?;
+        ensure!(eventually(|| all().len() == 1), "{:?}", all());
+        say(one, 2, "!sleep 4s\nsecond")?;
+        say(one, 3, "third")?;
+        two.one.until_pool("it runs", |pool| pool["busy"] == 1)?;
+        two.one.end_count()?;
+        two.one.world.kill_both()?;
+        ensure!(eventually(|| all().len() >= 3), "{:?}\n{}", all(), two.other.world.story());
+        // Again, at the other machine: it was heard of.
+        say(other, 3, "third")?;
+        say(other, 4, "fourth")?;
+        ensure!(eventually(|| all().len() >= 4), "{:?}", all());
+        let wanted: Vec<_> =
+            ["first", "second", "third", "fourth"].map(|text| (path.to_owned(), format!("echo: {text}"))).into();
+        ensure!(all() == wanted, "{:?}", all());
+        let told = two.other.world.said() + &two.other.world.text("state/events.jsonl") + &two.other.world.log(POOL);
+        ensure!(!told.contains("s3cretKEY"), "the room's key is told");
         Ok(())
     })
 }

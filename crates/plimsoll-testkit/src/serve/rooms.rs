@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::scene::{POOL, Scene};
+use super::scene::{Client, POOL, Scene};
 use crate::harness::eventually;
 use crate::http::{self, Reply};
 use crate::stack::world::{Check, ensure};
 
 /// A message in a room, as the server tells of it.
-fn message(id: u64, room: u64, text: &str) -> Value {
+pub(super) fn message(id: u64, room: u64, text: &str) -> Value {
     json!({
         "user": {"id": 7, "name": "Ann"},
         "room": {"id": room, "name": "All"},
@@ -21,31 +21,31 @@ fn message(id: u64, room: u64, text: &str) -> Value {
     })
 }
 
-fn hook(scene: &Scene, message: &Value) -> Result<Reply, String> {
+pub(super) fn hook(client: Client, message: &Value) -> Result<Reply, String> {
     let body = message.to_string();
-    http::post(scene.client.port, &format!("/webhook/{POOL}"), &[], body.as_bytes()).map_err(|error| error.to_string())
+    http::post(client.port, &format!("/webhook/{POOL}"), &[], body.as_bytes()).map_err(|error| error.to_string())
 }
 
 pub(super) fn the_answer_is_in_the_200(scene: &mut Scene) -> Check {
     scene.up_with("jsonl", "", "max_sessions: 2, ", 2)?;
-    let reply = hook(scene, &message(1, 1, "hello there"))?;
+    let reply = hook(scene.client, &message(1, 1, "hello there"))?;
     ensure!(reply.status == 200 && reply.text() == "echo: hello there", "{reply:?}");
     ensure!(reply.header("content-type").is_some_and(|kind| kind.starts_with("text/plain")), "{reply:?}");
     // Markup is not touched.
-    let reply = hook(scene, &message(2, 1, "!say <b>bold</b> & more"))?;
+    let reply = hook(scene.client, &message(2, 1, "!say <b>bold</b> & more"))?;
     ensure!(reply.text() == "<b>bold</b> & more", "{reply:?}");
     // The same message again, a bot's, and what we said ourselves: no answer, and nobody is asked.
     let mut bot = message(3, 1, "beep");
     bot["user"]["bot"] = true.into();
     for again in [message(1, 1, "hello there"), bot, message(4, 1, "echo: hello there")] {
-        let reply = hook(scene, &again)?;
+        let reply = hook(scene.client, &again)?;
         ensure!(reply.status == 204 && reply.body.is_empty(), "{again}: {reply:?}");
     }
     let older = json!({"creator": {"id": 7, "name": "Ann"}, "room": {"id": 1, "name": "All"}, "content": "turns"});
-    let reply = hook(scene, &older)?;
+    let reply = hook(scene.client, &older)?;
     ensure!(reply.status == 200 && reply.text() == "3", "{reply:?}");
     // Another room is another conversation.
-    let reply = hook(scene, &message(6, 2, "history"))?;
+    let reply = hook(scene.client, &message(6, 2, "history"))?;
     ensure!(reply.text() == "history", "{reply:?}");
     for (body, status) in [("{}", 400), ("no json", 400)] {
         let target = format!("/webhook/{POOL}");
@@ -57,8 +57,13 @@ pub(super) fn the_answer_is_in_the_200(scene: &mut Scene) -> Check {
     Ok(())
 }
 
-/// A server that takes what is posted: path and body.
-fn server(listener: TcpListener, posted: Arc<Mutex<Vec<(String, String)>>>) {
+/// What was posted: path and body.
+pub(super) type Posted = Arc<Mutex<Vec<(String, String)>>>;
+
+/// A server that takes what is posted: its port.
+pub(super) fn server(posted: Posted) -> Result<u16, String> {
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+    let port = listener.local_addr().map_err(|error| error.to_string())?.port();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
@@ -84,14 +89,13 @@ fn server(listener: TcpListener, posted: Arc<Mutex<Vec<(String, String)>>>) {
             }
         }
     });
+    Ok(port)
 }
 
 /// With the server's address: 204 at once, and the answers arrive in their order, by POST.
 pub(super) fn the_answer_is_posted_into_its_room(scene: &mut Scene) -> Check {
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-    let port = listener.local_addr().map_err(|error| error.to_string())?.port();
-    let posted = Arc::new(Mutex::new(Vec::new()));
-    server(listener, posted.clone());
+    let posted = Posted::default();
+    let port = server(posted.clone())?;
     let campfire = format!(", campfire: {{ base_url: \"http://127.0.0.1:{port}\" }}");
     scene.write_with("jsonl", "", "max_sessions: 2, ", &campfire);
     scene.up(2)?;
@@ -99,7 +103,7 @@ pub(super) fn the_answer_is_posted_into_its_room(scene: &mut Scene) -> Check {
     for (id, text) in [(1, "!sleep 500ms\n!say <b>one</b>"), (2, "two"), (1, "again"), (3, "three")] {
         let mut message = message(id, 1, text);
         message["room"]["path"] = path.into();
-        let reply = hook(scene, &message)?;
+        let reply = hook(scene.client, &message)?;
         ensure!(reply.status == 204 && reply.header("content-type").is_none(), "{reply:?}");
     }
     let all = || posted.lock().expect("a list").clone();
