@@ -589,7 +589,7 @@ pub(crate) static GATEWAY: Table = Table {
             "token_file",
             Kind::Text,
             "token",
-            "A file of tokens, relative to this one, a line each: TOKEN, then `pools=a,b` and `rate=60/m` where it is for some pools or so many requests alone.",
+            "A file of tokens, relative to this one, a line each: TOKEN, then `pools=a,b` and `rate=60/m` where it is for some pools or so many requests alone. On the loopback none has to be shown, and one that is shown counts.",
         ),
         key(
             "hosts",

@@ -21,8 +21,9 @@ pub struct Door {
     bound: Bound,
     /// Names under which this machine is known, beside the loopback's.
     hosts: Vec<String>,
-    /// What a stranger has to show.
+    /// What a stranger has to show; on the loopback nobody is one, and a token that is shown counts for its pools and rate.
     tokens: Option<Tokens>,
+    needs_token: bool,
     buckets: RefCell<Buckets>,
 }
 
@@ -81,12 +82,13 @@ impl Door {
             bound: Bound::Socket(listener, path.to_owned()),
             hosts: Vec::new(),
             tokens: None,
+            needs_token: false,
             buckets: RefCell::default(),
         })
     }
 
     /// A TCP port. `hosts` are names (without a port) under which it may be asked beside the loopback's. An address that
-    /// others than this machine reach needs `tokens`; on the loopback none is asked for.
+    /// others than this machine reach needs `tokens`; on the loopback none has to be shown.
     ///
     /// # Errors
     /// When the address is taken or not this machine's, or a token is missing.
@@ -102,9 +104,8 @@ impl Door {
         if !is_local && !address.ip().is_unspecified() {
             hosts.push(address.ip().to_string());
         }
-        let tokens = tokens.filter(|_| !is_local);
         let buckets = RefCell::new(tokens.as_ref().map(Tokens::buckets).unwrap_or_default());
-        Ok(Self { bound: Bound::Port(listener, address), hosts, tokens, buckets })
+        Ok(Self { bound: Bound::Port(listener, address), hosts, tokens, needs_token: !is_local, buckets })
     }
 
     /// Where a port listens; `None` of a socket.
@@ -159,7 +160,8 @@ impl Door {
         // Whoever cannot set a header has it in the path: `/webhook/POOL/TOKEN`.
         let in_path = uri.path().strip_prefix("/webhook/").and_then(|rest| rest.split_once('/'));
         let shown = in_header.or(in_path.map(|(_, token)| token.as_bytes()));
-        shown.and_then(|shown| tokens.find(shown)).map(Some).ok_or(Turned::Token)
+        let known = shown.and_then(|shown| tokens.find(shown));
+        if known.is_none() && self.needs_token { Err(Turned::Token) } else { Ok(known) }
     }
 
     /// Whether a token is for this pool.
@@ -274,6 +276,23 @@ mod tests {
         {
             assert_eq!(check(&[("host", "localhost"), ("origin", origin)]), Err(Turned::Origin), "{origin}");
         }
+    }
+
+    /// There no token is needed, and one that nobody knows is none: SDKs send some key or other.
+    #[test]
+    fn on_the_loopback_a_token_counts_if_it_is_known() {
+        let both = tokens("s3cret-s3cret-s3cret pools=bot rate=1/h\nanother-another-another");
+        let door = Door::port("127.0.0.1:0".parse().unwrap(), vec![], both).unwrap();
+        let shown = |value: Option<&'static str>| {
+            let mut all = headers(&[("host", "localhost")]);
+            all.extend(value.map(|value| (header::AUTHORIZATION, HeaderValue::from_static(value))));
+            door.check(&Uri::from_static("/"), &all).unwrap()
+        };
+        assert_eq!((shown(None), shown(Some("Bearer unused"))), (None, None));
+        let known = shown(Some("Bearer s3cret-s3cret-s3cret"));
+        assert!(door.is_for(known, "bot") && !door.is_for(known, "other") && door.is_for(None, "other"));
+        assert!(door.take(known, Duration::ZERO).is_ok() && door.take(known, Duration::ZERO).is_err());
+        assert!(door.take(None, Duration::ZERO).is_ok());
     }
 
     #[test]

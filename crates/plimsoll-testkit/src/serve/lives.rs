@@ -1,5 +1,6 @@
 //! A session's life: how long a conversation keeps its process, why that is replaced, and that nothing is left of it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use plimsoll_kernel::clock::Instant;
@@ -86,6 +87,37 @@ pub(super) fn max_turns_recycles(scene: &mut Scene) -> Check {
     scene.until_pool("the last one is gone", |pool| pool["recycled"] == 4)?;
     let closed = scene.wait_closed("2 turns")?;
     ensure!(closed["is_recycled"] == true && closed["key"] == "a", "{closed}");
+    Ok(())
+}
+
+/// Not all are replaced after the same number of turns: some come up to two earlier.
+pub(super) fn max_turns_differ(scene: &mut Scene) -> Check {
+    scene.up_with("jsonl", "", "max_sessions: 1, max_turns: 4, max_turns_jitter: 2, ", 1)?;
+    for _ in 0..32 {
+        scene.say("a", "x")?;
+    }
+    let rows = scene.world.events_of("session_closed", POOL);
+    let turns: BTreeSet<u64> = rows.iter().filter_map(|row| row["turns"].as_u64()).collect();
+    ensure!(rows.len() >= 7 && turns.iter().all(|turns| (2..=4).contains(turns)), "{turns:?}");
+    ensure!(turns.len() > 1, "all alike: {rows:?}");
+    Ok(())
+}
+
+/// The process is replaced when so much of its model's context is used, as the agent tells it.
+pub(super) fn max_context_recycles(scene: &mut Scene) -> Check {
+    for protocol in ["jsonl", "claude"] {
+        scene.up_with(protocol, ", --window, \"1000\"", "max_sessions: 1, max_context: 80%, ", 1)?;
+        let one = scene.process("a")?;
+        ensure!(scene.process("a")? == one, "{protocol}: it was replaced at once");
+        scene.say("a", &"word ".repeat(1000))?;
+        let closed = scene.wait_closed("context")?;
+        ensure!(closed["is_recycled"] == true && closed["key"] == "a", "{protocol}: {closed}");
+        // What it is told anew may be too much again.
+        ensure!(!one.is_alive() && scene.say("a", "x")? == "echo: x", "{protocol}: it did not go on");
+        scene.end_count()?;
+        scene.world.down()?;
+        let _ = std::fs::remove_dir_all(scene.world.path("state"));
+    }
     Ok(())
 }
 

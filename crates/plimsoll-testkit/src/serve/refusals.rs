@@ -2,7 +2,9 @@
 
 use std::io::Write;
 
-use super::scene::{POOL, Scene, refused};
+use serde_json::json;
+
+use super::scene::{POOL, Scene, refused, said};
 use crate::http;
 use crate::stack::world::{Check, ensure};
 
@@ -96,4 +98,43 @@ pub(super) fn heads_that_are_refused(scene: &mut Scene) -> Check {
     let reply = http::post(scene.client.port, "/v1/nowhere", &[], b"").map_err(|error| error.to_string())?;
     refused(&reply, 404)?;
     unharmed(scene)
+}
+
+/// A token is for its pools, and for so many requests; the token itself is told nowhere.
+pub(super) fn tokens_and_their_rates(scene: &mut Scene) -> Check {
+    let secrets = ["s3cret-s3cret-of-all", "s3cret-s3cret-and-slow", "s3cret-s3cret-of-others"];
+    std::fs::write(
+        scene.world.path("token"),
+        format!("{}\n{} pools={POOL} rate=2/h\n{} pools={POOL} rate=9/m\n", secrets[0], secrets[1], secrets[2]),
+    )
+    .map_err(|error| error.to_string())?;
+    scene.write_with("jsonl", "", "max_sessions: 1, ", ", token_file: token");
+    scene.up(1)?;
+    let body = super::scene::Client::body("x", false);
+    let ask = |token: &str| scene.client.post(&[("authorization", &format!("Bearer {token}"))], &body);
+    // On the loopback nobody needs one.
+    ensure!(said(&ask("s3cret-s3cret-of-nobody")?)? == "echo: x", "a key that is none");
+    for _ in 0..2 {
+        ensure!(said(&ask(secrets[1])?)? == "echo: x", "a token that is known");
+    }
+    let why = refused(&ask(secrets[1])?, 429)?;
+    ensure!(why.contains("rate"), "{why}");
+    for _ in 0..4 {
+        ensure!(said(&ask(secrets[0])?)? == "echo: x", "another one has its own rate");
+    }
+    // Who cannot set a header has it in the way; it is the same one.
+    let hook = json!({"user": {"name": "Ann"}, "room": {"id": 1}, "message": {"id": 1, "body": {"plain": "hi"}}});
+    let hooked = |token: &str| {
+        http::post(scene.client.port, &format!("/webhook/{POOL}/{token}"), &[], hook.to_string().as_bytes())
+            .map_err(|error| error.to_string())
+    };
+    let limited = hooked(secrets[1])?;
+    ensure!(limited.status == 429 && limited.header("retry-after").is_some() && limited.body.is_empty(), "{limited:?}");
+    ensure!(hooked(secrets[2])?.text() == "echo: hi", "a webhook with its token");
+    let told = scene.world.said()
+        + &scene.world.text("state/events.jsonl")
+        + &scene.world.log(POOL)
+        + &scene.world.status().unwrap_or_default().to_string();
+    ensure!(!told.contains("s3cret"), "a token is told");
+    Ok(())
 }
