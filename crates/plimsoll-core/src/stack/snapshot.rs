@@ -210,9 +210,9 @@ pub struct PoolRow {
     pub recycled: u64,
     /// Sessions that ended otherwise.
     pub closed: u64,
-    /// Open: starts have failed again and again, and whoever needs one is told so at once.
+    /// Open: starts, or first turns, have failed again and again, and whoever needs a start is told so at once.
     pub circuit: Switch,
-    /// Failed starts in a row.
+    /// Failed starts in a row; while the circuit is open, failures of whichever kind opened it.
     pub failed_starts: u32,
     /// Milliseconds until a start is tried again; null when none has failed.
     pub retry_ms: Option<u64>,
@@ -393,8 +393,8 @@ fn pool_row(now: Duration, service: &Service, pool: &Pool) -> PoolRow {
         recycled: pool.counts.recycled,
         closed: pool.counts.closed,
         circuit: if pool.circuit.is_open() { Switch::Open } else { Switch::Closed },
-        failed_starts: pool.circuit.failures,
-        retry_ms: (pool.circuit.failures > 0).then(|| pool.circuit.until.saturating_sub(now).as_millis() as u64),
+        failed_starts: pool.circuit.told(),
+        retry_ms: (pool.circuit.told() > 0).then(|| pool.circuit.until.saturating_sub(now).as_millis() as u64),
         survivors: pool.counts.survivors,
     }
 }

@@ -256,7 +256,8 @@ pub(super) fn notes(view: &View) -> Vec<(Tone, String)> {
     }
     for row in view.stack.pools.iter().filter(|row| row.circuit == Switch::Open) {
         let again = brief_time(row.retry_ms.unwrap_or(0));
-        let text = format!("{} does not start ({} times in a row), next trial in {again}", row.name, row.failed_starts);
+        let text =
+            format!("{} fails each time ({} times in a row), next trial in {again}", row.name, row.failed_starts);
         notes.push((Tone::Bad, text));
     }
     for row in rows {
