@@ -1,11 +1,11 @@
-//! Pools: agents that end within their first turn and have never said a word.
+//! Pools: what is told of sessions, and of agents that end within their first turn and have never said a word.
 
 use plimsoll_model::pool::{Isolation, PoolSpec, Protocol, QueueSpec, Rehydrate, Reuse};
 
 use super::super::effect::Denial;
 use super::super::input::Outcome;
 use super::super::name::{Name, Turn};
-use super::super::snapshot::Switch;
+use super::super::snapshot::{SessionState, Switch};
 use super::*;
 
 /// A pool, and what became of each turn.
@@ -172,4 +172,33 @@ fn a_process_for_one_turn_that_is_quick_has_answered() {
     }
     let row = &pool.bench.stack.snapshot(pool.bench.now).pools[0];
     assert_eq!((row.turns, row.failed_starts, row.retry_ms), (20, 0, None));
+}
+
+#[test]
+fn whoever_waits_for_room_is_not_starting() {
+    let process = ServiceSpec { mem_limit: Some(600 * MIB), mem_reservation: Some(600 * MIB), ..service() };
+    let pool = Pool::of(process, Protocol::Jsonl, 3);
+    assert!(pool.bench.has(|event| matches!(event, Event::Loaded { services: 0, pools: 1, .. })));
+    let snapshot = pool.bench.stack.snapshot(pool.bench.now);
+    let row = &snapshot.pools[0];
+    assert_eq!((row.starting, row.waiting, row.warm), (1, 2, 0), "{snapshot:?}");
+    let states: Vec<SessionState> = snapshot.sessions.iter().map(|row| row.state).collect();
+    assert_eq!(states, [SessionState::Starting, SessionState::Waiting, SessionState::Waiting]);
+    assert_eq!(
+        snapshot.sessions[1].waiting.as_ref().unwrap().to_string(),
+        "room: 600 MiB are needed, 400 MiB are free"
+    );
+    assert_eq!((&snapshot.sessions[0].waiting, snapshot.budget.queued), (&None, 2));
+}
+
+#[test]
+fn what_is_in_a_file_is_counted_by_its_kind() {
+    let words = |services, pools| Event::Loaded { services, pools, budget_bytes: 64 * MIB }.to_string();
+    assert_eq!(words(2, 1), "2 services, 1 pool within a budget of 64 MiB");
+    assert_eq!(words(1, 0), "1 service within a budget of 64 MiB");
+    assert_eq!(words(0, 3), "3 pools within a budget of 64 MiB");
+    assert_eq!(words(0, 0), "0 services within a budget of 64 MiB");
+    // As they stand in a journal of before.
+    let old = serde_json::json!({"event": "loaded", "services": 2, "budget_bytes": 64 * MIB});
+    assert_eq!(serde_json::from_value::<Event>(old).unwrap().to_string(), "2 services within a budget of 64 MiB");
 }
