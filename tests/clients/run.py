@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
-"""Clients that people use against the pools of `plimsoll up`: the OpenAI SDKs of Python and of Node, and `llm`.
+"""Clients that people use against the pools of `plimsoll up`: the OpenAI SDKs of Python and of Node, `llm`, and the SDK's own
+tests of chat completions, which come with its sources.
 
 `PLIMSOLL` and `PLIMSOLL_TESTKIT` name the binaries, `PLIMSOLL_CLIENTS` the folder that the clients are installed into when
 they are missing (target/xtask/clients). Needs root, python3 with venv, node and npm. Prints PASS and FAIL lines and
 `N passed, N failed`.
 """
 
+import collections
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -21,7 +25,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 FOLDER = os.environ.get("PLIMSOLL_CLIENTS", os.path.join(HERE, "..", "..", "target", "xtask", "clients"))
 FOLDER = os.path.abspath(FOLDER)
 VENV, NPM = os.path.join(FOLDER, "venv"), os.path.join(FOLDER, "npm")
-PYPI = ["openai==3.57.0", "llm==0.36", "claude-agent-sdk==0.2.189"]
+OPENAI = "3.57.0"
+PYPI = [f"openai[aiohttp]=={OPENAI}", "llm==0.36", "claude-agent-sdk==0.2.189", "h11==0.16.0"]
+# What the SDK's own tests need besides.
+PYPI += ["pytest==9.2.0", "pytest-asyncio==1.5.0", "rich==15.0.0"]
+SOURCES = os.path.join(FOLDER, f"openai-{OPENAI}")
 NODE = "openai@7.59.0"
 
 
@@ -38,6 +46,7 @@ def install():
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
         pip = [os.path.join(VENV, "bin", "pip"), "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *PYPI], check=True)
+        unpack(pip[0])
         npm = ["npm", "install", "--no-audit", "--no-fund", "--loglevel=error", "--prefix", NPM, NODE]
         subprocess.run(npm, check=True)
         with open(mark, "w", encoding="utf-8") as file:
@@ -47,13 +56,22 @@ def install():
         os.execv(python, [python, *sys.argv])
 
 
+def unpack(pip):
+    """The SDK's own tests: only its sources have them."""
+    sources = [pip, "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", "openai"]
+    subprocess.run([*sources, "--dest", FOLDER, f"openai=={OPENAI}"], check=True)
+    with tarfile.open(f"{SOURCES}.tar.gz") as archive:
+        wanted = (f"openai-{OPENAI}/tests/", f"openai-{OPENAI}/pyproject.toml")
+        members = [one for one in archive if one.isfile() and one.name.startswith(wanted) and ".." not in one.name]
+        archive.extractall(FOLDER, members)
+
+
 if __name__ == "__main__":
     install()
 
 import openai  # noqa: E402, of the installed ones
+import published  # noqa: E402, which needs them
 from openai import OpenAI  # noqa: E402
-from openai.types import Model  # noqa: E402
-from openai.types.chat import ChatCompletion, ChatCompletionChunk  # noqa: E402
 from pydantic import BaseModel, ValidationError  # noqa: E402
 
 PLIMSOLL = os.path.abspath(shutil.which(os.environ.get("PLIMSOLL", "plimsoll")) or "plimsoll")
@@ -61,6 +79,8 @@ AGENT = os.path.abspath(os.environ.get("PLIMSOLL_TESTKIT", "plimsoll-testkit"))
 DEADLINE = float(os.environ.get("PLIMSOLL_DEADLINE", "90"))
 CASES = []
 MODELS = ("lines", "claude")
+# To each plimsoll one, on which all that clients were told is looked at in the end.
+LINES = []
 
 
 def case(function):
@@ -90,7 +110,9 @@ class Bench:
         self.dir = tempfile.mkdtemp(prefix="plimsoll-clients-")
         os.chmod(self.dir, 0o755)
         self.port = free_port()
-        self.base = f"http://127.0.0.1:{self.port}/v1"
+        self.line = published.Line(self.port)
+        LINES.append(self.line)
+        self.base = f"http://127.0.0.1:{self.line.port}/v1"
         self.env = dict(
             os.environ,
             PLIMSOLL_STATE_DIR=os.path.join(self.dir, "state"),
@@ -133,7 +155,8 @@ class Bench:
         return next(pool for pool in pools if pool["name"] == name)
 
     def client(self, **options):
-        return OpenAI(**{"base_url": self.base, "api_key": "none", "timeout": DEADLINE, "max_retries": 0, **options})
+        always = {"base_url": self.base, "api_key": "none", "timeout": DEADLINE, "_strict_response_validation": True}
+        return OpenAI(**{**always, "max_retries": 0, **options})
 
     def node(self, what):
         script = ["node", os.path.join(HERE, "client.cjs"), what, self.base]
@@ -146,6 +169,7 @@ class Bench:
 
     def close(self):
         done = self.plimsoll("down")
+        self.line.close()
         shutil.rmtree(self.dir, ignore_errors=True)
         mine, left = self.dir.encode(), []
         for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -162,66 +186,18 @@ def user(text):
     return [{"role": "user", "content": text}]
 
 
-# -- what the published document requires: a key that may be null is required all the same, which the SDK's types are not
-
-TEXT, NUMBER, LIST, NOTHING = str, int, list, type(None)
-REQUIRED = {
-    "completion": {"id": TEXT, "object": "chat.completion", "created": NUMBER, "model": TEXT, "choices": LIST},
-    "choice": {"index": NUMBER, "message": dict, "logprobs": (dict, NOTHING), "finish_reason": ("stop", "length")},
-    "message": {"role": "assistant", "content": (TEXT, NOTHING), "refusal": (TEXT, NOTHING)},
-    "usage": {"prompt_tokens": NUMBER, "completion_tokens": NUMBER, "total_tokens": NUMBER},
-    "chunk": {"id": TEXT, "object": "chat.completion.chunk", "created": NUMBER, "model": TEXT, "choices": LIST},
-    "piece": {"index": NUMBER, "delta": dict, "finish_reason": ("stop", "length", NOTHING)},
-    "model": {"id": TEXT, "object": "model", "created": NUMBER, "owned_by": TEXT},
-    "error": {"message": TEXT, "type": TEXT, "param": (TEXT, NOTHING), "code": (TEXT, NOTHING)},
-}
-
-
-def required(kind, value):
-    for key, wanted in REQUIRED[kind].items():
-        assert key in value, f"a {kind} without {key}: {value}"
-        found = value[key]
-        choices = wanted if isinstance(wanted, tuple) else (wanted,)
-        fits = [type(found) is one if isinstance(one, type) else found == one for one in choices]
-        assert any(fits), f"the {key} of a {kind} is {found!r}, and has to be one of {choices}"
-    return value
-
-
-def completed(body):
-    """A completion, by the SDK's own models in strict mode and by the document."""
-    raw = json.loads(body)
-    (choice,) = required("completion", raw)["choices"]
-    required("message", required("choice", choice)["message"])
-    usage = required("usage", raw["usage"])
-    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"], usage
-    return ChatCompletion.model_validate_json(body, strict=True)
-
-
-def streamed(lines, include_usage=False):
-    """The text of a stream's lines, each looked at, and its usage."""
-    events = [line for line in lines if line]
-    assert all(event.startswith("data: ") for event in events), events
-    *events, last = [event.removeprefix("data: ") for event in events]
-    assert last == "[DONE]", last
-    raw = [required("chunk", json.loads(event)) for event in events]
-    chunks = [ChatCompletionChunk.model_validate_json(event, strict=True) for event in events]
-    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1, "one answer has one head"
-    usage = None
-    if include_usage:
-        assert all("usage" in chunk for chunk in raw) and all(chunk["usage"] is None for chunk in raw[:-1]), raw
-        usage = required("usage", raw[-1]["usage"])
-        assert raw[-1]["choices"] == [], raw[-1]
-        raw, chunks = raw[:-1], chunks[:-1]
-    pieces = [required("piece", piece) for chunk in raw for piece in chunk["choices"]]
-    assert [piece["finish_reason"] for piece in pieces] == [None] * (len(pieces) - 1) + ["stop"], pieces
-    assert pieces[0]["delta"]["role"] == "assistant", pieces[0]
-    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks), usage, len(pieces)
+def streamed(lines):
+    """The text of a stream's lines, each looked at, its usage, and how many pieces it came in."""
+    chunks, failed = published.stream([line for line in lines if line])
+    assert failed is None, failed
+    pieces = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    return "".join(piece.delta.content or "" for piece in pieces), chunks[-1].usage, len(pieces)
 
 
 def complete(client, model, text, **options):
     messages = text if isinstance(text, list) else user(text)
     response = client.chat.completions.with_raw_response.create(model=model, messages=messages, **options)
-    return completed(response.text() if callable(response.text) else response.text)
+    return published.completion(json.loads(response.text() if callable(response.text) else response.text))
 
 
 def said(client, model, text, **options):
@@ -234,7 +210,7 @@ def refused(kind, call):
         got = call()
     except kind as why:
         assert type(why) is kind, f"{type(why).__name__}: {why}"
-        required("error", why.response.json()["error"])
+        published.error(why.response.json())
         return why
     raise AssertionError(f"no {kind.__name__}, but {got}")
 
@@ -280,9 +256,9 @@ def a_stream(bench):
             create = bench.client().chat.completions.with_streaming_response.create
             with create(model=model, messages=user("!deltas 5\nall in pieces"), stream=True, **options) as response:
                 assert response.headers["content-type"].startswith("text/event-stream"), response.headers
-                text, usage, pieces = streamed(response.iter_lines(), include_usage)
+                text, usage, pieces = streamed(response.iter_lines())
             assert text == "echo: all in pieces" and pieces >= 7, (text, pieces)
-            assert not include_usage or usage["completion_tokens"] == 4, usage
+            assert (usage and usage.completion_tokens) == (4 if include_usage else None), usage
         # And as programs read it.
         stream = bench.client().chat.completions.create(model=model, messages=user("hi"), stream=True)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "echo: hi"
@@ -371,12 +347,37 @@ def an_answer_by_a_schema(bench):
 
 
 @case
+def an_answer_of_json_that_is_asked_for_again(bench):
+    """As an SDK does whose connection broke: it gets the answer of the turn that runs, and of one that was just over."""
+    for model in MODELS:
+        key = {"X-Session-Id": f"json-again-{model}"}
+        asked = {"response_format": {"type": "json_object"}, "text": '!say no idea\n!next {"b": 2}\n!sleep 700ms\nhi'}
+        answers = {}
+        def ask(count):
+            headers = {**key, "X-Stainless-Retry-Count": str(count)}
+            answers[count] = complete(bench.client(), model, extra_headers=headers, **asked)
+        threads = [threading.Thread(target=ask, args=(count,)) for count in range(3)]
+        for thread in threads:
+            thread.start()
+            until("it runs", lambda: bench.pool(model)["busy"] == 1)
+        for thread in threads:
+            thread.join()
+        ask(3)
+        assert {answer.choices[0].message.content for answer in answers.values()} == {'{"b": 2}'}, answers
+        # What was asked twice of the agent costs what both cost.
+        usages = [answer.usage for answer in answers.values()]
+        assert usages == usages[:1] * 4 and usages[0].completion_tokens == 4, usages
+        # Two turns of the agent's, and one of the conversation's.
+        assert said(bench.client(), model, "turns", extra_headers=key) == "3"
+        # But a question that is no retry is asked.
+        ask(0)
+        assert said(bench.client(), model, "turns", extra_headers=key) == "6"
+
+
+@case
 def models(bench):
     raw = bench.client().models.with_raw_response.list()
-    body = json.loads(raw.text() if callable(raw.text) else raw.text)
-    assert body["object"] == "list", body
-    for model in body["data"]:
-        Model.model_validate(required("model", model), strict=True)
+    published.models(json.loads(raw.text() if callable(raw.text) else raw.text))
     assert [model.id for model in bench.client().models.list()] == ["claude", "haiku", "lines", "gpt-lines", "narrow"]
     assert bench.client().models.retrieve("haiku").id == "haiku"
     refused(openai.NotFoundError, lambda: bench.client().models.retrieve("none"))
@@ -515,6 +516,43 @@ def many_at_once(bench):
     assert answers == {number: f"echo: number {number}" for number in range(24)}, answers
 
 
+# -- the SDK's own tests
+
+# What is not offered: no completion is kept under its id, and no model can be deleted.
+NOT_OFFERED = {
+    "tests/api_resources/chat/test_completions.py": ["_retrieve", "_update", "_list", "_delete"],
+    "tests/api_resources/test_models.py": ["_delete"],
+}
+
+
+@case
+def the_sdks_own_tests(_):
+    """Those of chat completions and of models, as they are, against pools of each protocol."""
+    tests = list(NOT_OFFERED)
+    left_out = [f"({os.path.basename(file)} and ({' or '.join(names)}))" for file, names in NOT_OFFERED.items()]
+    texts = [open(os.path.join(SOURCES, file), encoding="utf-8").read() for file in tests]
+    names = sorted(set(re.findall(r'(?:\bmodel=|\.retrieve\(\s*)"([^"]+)"', "".join(texts))) - {"model", "completion_id"})
+    for protocol in ("jsonl", "claude", "exec"):
+        command = [AGENT, "agent", "--protocol", protocol]
+        bench = Bench({
+            "sdk": {"command": command, "protocol": protocol, "models": names, "mem_limit": "48m", "isolation": "none"}
+        })
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider",
+                 "-k", f"not ({' or '.join(left_out)})", *tests],
+                cwd=SOURCES, env={**bench.env, "TEST_API_BASE_URL": bench.base, "PYTHONDONTWRITEBYTECODE": "1"},
+                timeout=DEADLINE, capture_output=True, text=True,
+            )  # fmt: skip
+        finally:
+            assert bench.close() == (0, [])
+        last = done.stdout.rstrip().rpartition("\n")[2]
+        counts = {what: int(number) for number, what in re.findall(r"(\d+) (\w+)", last.partition(" in ")[0])}
+        assert done.returncode == 0 and counts.keys() == {"passed", "deselected"}, done.stdout + done.stderr
+        print(f"  {protocol}: the SDK's own tests: {counts['passed']} passed, {counts['deselected']} of what is not offered")
+        assert counts["passed"] >= 40, counts
+
+
 # -- the SDK of Node
 
 @case
@@ -600,6 +638,46 @@ def an_agent_ends_with_the_program_that_started_it(bench):
     program.kill()
     program.wait(timeout=DEADLINE)
     until("its agent is gone, and its room given back", lambda: admitted(bench) < 100 << 20)
+
+
+@case
+def what_is_not_as_it_is_published_is_found(_):
+    """The case behind this one looks at everything, and has to be able to fail."""
+    right = {
+        "id": "a", "object": "chat.completion", "created": 1, "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "x", "refusal": None}, "logprobs": None,
+                     "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }  # fmt: skip
+    error = {"message": "x", "type": "y", "param": None, "code": None}
+    for status, body, is_right in (
+        (200, right, True),
+        (200, {**right, "created": "1"}, False),
+        (200, {**right, "model": None}, False),
+        (200, {**right, "more": 1}, False),
+        (200, {**right, "choices": []}, False),
+        (200, {**right, "usage": {**right["usage"], "total_tokens": 3}}, False),
+        (404, {"error": error}, True),
+        (404, {"error": {**error, "message": None}}, False),
+        (404, {"error": {"message": "x", "type": "y"}}, False),
+        (404, right, False),
+    ):
+        try:
+            published.look(status, "application/json", json.dumps(body).encode(), True)
+            is_taken = True
+        except (AssertionError, ValueError):
+            is_taken = False
+        assert is_taken == is_right, (status, body)
+
+
+@case
+def all_was_said_as_it_is_published(_):
+    """Every response and every piece of a stream that a client of the cases before was told, errors too."""
+    seen = collections.Counter()
+    for line in LINES:
+        seen.update(line.look())
+    print("  " + ", ".join(f"{count} {what}" for what, count in sorted(seen.items())))
+    assert sys.argv[1:] or all(seen[what] for what in ("completions", "streams", "chunks", "errors", "lists", "models")), seen
 
 
 def main():

@@ -20,7 +20,7 @@ use crate::desk::Verdict;
 use crate::late::{Late, Lates};
 use crate::leases::Cut;
 use crate::serving::{Ask, REDIS_BACK, Turns};
-use crate::tape::{Failure, Note, Reader};
+use crate::tape::{Failure, Note, Reader, Same};
 use crate::tokens::Known;
 use crate::webhook::{self, Answered, Echoes};
 
@@ -123,7 +123,7 @@ impl Api {
         let key = asked.session(headers.get("x-session-id").map(HeaderValue::as_bytes))?;
         let head = Head { id: self.next_id(), created: now(), model: asked.model.clone() };
         if asked.format != Format::Text {
-            return self.structured(&pool, key, asked, head).await;
+            return self.structured(&pool, key, asked, head, is_retry(&headers)).await;
         }
         let ask = Ask {
             print: asked.print(key.as_deref()),
@@ -151,49 +151,75 @@ impl Api {
         key: Option<Arc<str>>,
         asked: request::Request,
         head: Head,
+        is_retry: bool,
     ) -> Result<Response<Words>, Problem> {
+        let (model, is_streamed, include_usage) = (head.model.clone(), asked.stream, asked.include_usage);
+        let print = asked.print(key.as_deref());
+        let same = key.clone().map(|key| Same { pool: pool.clone(), key, print });
+        let reader = match same.as_ref().filter(|_| is_retry).and_then(|same| self.turns.again(same)) {
+            Some(reader) => reader,
+            None => self.ask_structured(pool, key, asked, same, &head)?,
+        };
+        let (text, usage) = reader.whole().await.map_err(|failure| problem(&model, failure))?;
+        let usage = cost(usage);
+        if !is_streamed {
+            return Ok(json(head.completion(&text, Finish::Stop, usage)));
+        }
+        let chunks = Chunks::new(head, include_usage);
+        Ok(events(Words::Whole((chunks.first() + &chunks.words(&text) + &chunks.end(Finish::Stop, usage)).into())))
+    }
+
+    /// Asks once, and once more if need be; to its asker both are one turn.
+    fn ask_structured(
+        &self,
+        pool: &Arc<str>,
+        key: Option<Arc<str>>,
+        asked: request::Request,
+        same: Option<Same>,
+        head: &Head,
+    ) -> Result<Reader, Problem> {
         let own = key.is_none();
         // The second question has to find whoever answered the first.
         let key = key.unwrap_or_else(|| format!("once-{}", head.id).into());
-        let question = |messages: Vec<Message>, instruction: Option<String>| Ask {
-            pool: pool.clone(),
-            key: Some(key.clone()),
-            messages,
-            instruction,
-            is_streamed: false,
-            // What is remembered is what the client knows: its question and the answer that it was given.
-            is_aside: true,
-            print: 0,
-            is_retry: false,
-            goes_on: false,
+        let (pool, turns) = (pool.clone(), self.turns.clone());
+        let question = {
+            let (pool, key) = (pool.clone(), key.clone());
+            move |messages: Vec<Message>, instruction: Option<String>| Ask {
+                pool: pool.clone(),
+                key: Some(key.clone()),
+                messages,
+                instruction,
+                is_streamed: false,
+                // What is remembered is what the client knows: its question and the answer that it was given.
+                is_aside: true,
+                print: 0,
+                is_retry: false,
+                goes_on: false,
+            }
         };
-        let answered = async {
-            let ask = question(asked.messages.clone(), asked.format.instruction());
-            let (text, usage) =
-                self.turns.begin(ask)?.whole().await.map_err(|failure| problem(&head.model, failure))?;
-            let why = match asked.format.take(&text) {
-                Ok(taken) => return Ok((taken.to_owned(), cost(usage))),
-                Err(why) => why,
+        let first = self.turns.begin(question(asked.messages.clone(), asked.format.instruction()))?;
+        let close = Closing(own.then(|| (turns.clone(), pool.clone(), key.clone())));
+        let work = async move {
+            let _close = close;
+            let (text, usage) = first.whole().await?;
+            let answer = match asked.format.take(&text) {
+                Ok(taken) => (taken.to_owned(), usage),
+                Err(why) => {
+                    let messages = vec![Message::new(Role::User, asked.format.ask_again(&why))];
+                    let again = turns.begin(question(messages, None)).map_err(|no| Failure::Refused(no.message))?;
+                    let (text, more) = again.whole().await?;
+                    let taken = asked.format.take(&text).map_err(|why| Failure::Refused(Format::failed(&why)))?;
+                    (taken.to_owned(), both(usage, more))
+                }
             };
-            let again = question(vec![Message::new(Role::User, asked.format.ask_again(&why))], None);
-            let again = self.turns.begin(again)?.whole().await.map_err(|failure| problem(&head.model, failure))?;
-            let taken = asked.format.take(&again.0).map_err(|why| Format::failed(&why))?;
-            Ok((taken.to_owned(), cost(again.1)))
+            if !own {
+                let said = [&*asked.messages, &[Message::new(Role::Assistant, answer.0.as_str())]].concat();
+                let is_all = asked.messages.len() > 1;
+                turns.remember(question(Vec::new(), None), &said, is_all).await.map_err(Failure::Denied)?;
+            }
+            Ok(answer)
         };
-        let answered = answered.await;
-        if own {
-            self.turns.close(Some(pool.clone()), key).await;
-        } else if let Ok((text, _)) = &answered {
-            let said = [&*asked.messages, &[Message::new(Role::Assistant, text.as_str())]].concat();
-            let remembered = self.turns.remember(question(Vec::new(), None), &said, asked.messages.len() > 1).await;
-            remembered.map_err(|denial| Problem::denied(&head.model, &denial))?;
-        }
-        let (text, usage) = answered?;
-        if !asked.stream {
-            return Ok(json(head.completion(&text, Finish::Stop, usage)));
-        }
-        let chunks = Chunks::new(head, asked.include_usage);
-        Ok(events(Words::Whole((chunks.first() + &chunks.words(&text) + &chunks.end(Finish::Stop, usage)).into())))
+        Ok(self.turns.as_one(same, work))
     }
 
     /// `POST /webhook/POOL`: a message in a room of Campfire's.
@@ -364,6 +390,26 @@ fn cost(usage: Option<crate::agent::Usage>) -> Usage {
         prompt_tokens: usage.prompt_tokens,
         completion_tokens: usage.completion_tokens,
     })
+}
+
+/// What two turns cost together, as far as the agent counts.
+fn both(one: Option<crate::agent::Usage>, other: Option<crate::agent::Usage>) -> Option<crate::agent::Usage> {
+    let (Some(one), Some(other)) = (one, other) else { return one.or(other) };
+    Some(crate::agent::Usage {
+        prompt_tokens: one.prompt_tokens.saturating_add(other.prompt_tokens),
+        completion_tokens: one.completion_tokens.saturating_add(other.completion_tokens),
+    })
+}
+
+/// Closes a session of one request alone, however that ends.
+struct Closing(Option<(Rc<Turns>, Arc<str>, Arc<str>)>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if let Some((turns, pool, key)) = self.0.take() {
+            tokio::task::spawn_local(async move { turns.close(Some(pool), key).await });
+        }
+    }
 }
 
 fn problem(model: &str, failure: Failure) -> Problem {

@@ -363,6 +363,41 @@ impl Turns {
         Ok(reader)
     }
 
+    /// What was asked and is sent again, if it runs or has just been answered.
+    pub(crate) fn again(&self, same: &Same) -> Option<Reader> {
+        self.tapes.borrow().get(same).map(Tape::read)
+    }
+
+    /// Several turns that are one to whoever asks, and to whoever asks again; given up when nobody waits for it any more.
+    pub(crate) fn as_one(
+        self: &Rc<Self>,
+        same: Option<Same>,
+        work: impl Future<Output = Result<(String, Option<Usage>), Failure>> + 'static,
+    ) -> Reader {
+        let tape = Tape::new(false);
+        let reader = tape.read();
+        if let Some(same) = &same {
+            self.tapes.borrow_mut().begin(same.clone(), &tape);
+        }
+        let turns = self.clone();
+        tokio::task::spawn_local(async move {
+            let done = tokio::select! {
+                done = work => Some(done),
+                () = tape.left_alone() => None,
+            };
+            match done {
+                Some(Ok((text, usage))) => tape.write(Note::Final(text, usage)),
+                Some(Err(Failure::Denied(denial))) => tape.deny(denial),
+                Some(Err(failure)) => tape.write(Note::Failed(failure)),
+                None => tape.void(),
+            }
+            if let Some(same) = same {
+                turns.tapes.borrow_mut().end(same, &tape);
+            }
+        });
+        reader
+    }
+
     /// What is compared of a turn's conversation; read from its file when it was not heard of for long.
     fn print(&self, ask: &Ask) -> Print {
         let Some(key) = &ask.key else { return Print::default() };

@@ -204,6 +204,12 @@ pub fn ignore(signal: i32) {
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
+/// The signal does to this process what it does by default, and to every program it executes too.
+pub fn reset(signal: i32) {
+    // SAFETY: SIG_DFL is no handler, so no code of ours runs in signal context.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
 /// Sends a signal to a pid, which the caller knows to be unrecycled (a child not yet waited for, or itself).
 ///
 /// # Errors

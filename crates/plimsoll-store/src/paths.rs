@@ -116,6 +116,13 @@ impl Paths {
         Self { state, runtime, uid: env.uid }
     }
 
+    /// These directories, whatever the environment says.
+    #[must_use]
+    pub fn named(state: &Path, runtime: &Path) -> Self {
+        let (state_dir, runtime_dir) = (Some(state.into()), Some(runtime.into()));
+        Self::resolve(&Environment { state_dir, runtime_dir, ..Environment::from_env() })
+    }
+
     /// [`Self::resolve`] of the process's own environment.
     #[must_use]
     pub fn from_env() -> Self {

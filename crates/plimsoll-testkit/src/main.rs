@@ -37,6 +37,8 @@ mod work;
 use std::process::ExitCode;
 
 use harness::Options;
+use plimsoll_kernel::signal;
+use rustix::process::Signal;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    hear_as_a_shell_has_it();
     let options = Options::parse(&rest);
     let code = suite(&options);
     if code == ExitCode::SUCCESS {
@@ -64,4 +67,31 @@ fn main() -> ExitCode {
         let _ = std::fs::remove_dir_all(&options.scratch);
     }
     code
+}
+
+/// Nobody whom we start ignores a signal because we were started so, as by `nohup` or behind `&` in a script: plimsoll hands
+/// that on, and what a signal does is what many tests are about. (Of SIGPIPE, and of a mask, std frees whomever it starts.)
+fn hear_as_a_shell_has_it() {
+    for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM] {
+        signal::reset(signal.as_raw());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whom_we_start_hears_every_signal() {
+        let heard = |signal: i32| {
+            let done =
+                harness::command("/bin/sh").args(["-c", &format!("kill -{signal} $$; exit 7")]).status().unwrap();
+            std::os::unix::process::ExitStatusExt::signal(&done) == Some(signal)
+        };
+        let numbers = [Signal::HUP, Signal::INT, Signal::QUIT].map(Signal::as_raw);
+        numbers.into_iter().for_each(signal::ignore);
+        assert_eq!(numbers.map(heard), [false; 3], "as under nohup");
+        hear_as_a_shell_has_it();
+        assert_eq!(numbers.map(heard), [true; 3]);
+    }
 }

@@ -51,6 +51,7 @@ const CASES: &[Case] = cases![
     watchdogs::a_turn_that_takes_too_long,
     watchdogs::the_circuit_opens_and_closes_by_itself,
     watchdogs::an_agent_that_only_ends_is_not_started_for_ever,
+    watchdogs::agents_that_end_in_each_first_turn,
     queue::who_waits_is_served_in_order,
     queue::one_more_than_may_wait,
     queue::who_waits_for_too_long,

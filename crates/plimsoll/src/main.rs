@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Ok(verb) => verb,
         Err(ended) => return ended,
     };
-    let paths = Paths::from_env();
+    let paths = paths(&verb);
     sweep(&paths);
     let done = match verb {
         Verb::Run(args) => verb::run::main(&args, &paths),
@@ -48,6 +48,14 @@ fn main() -> ExitCode {
         Verb::Man(args) => verb::man::main(&args),
     };
     done.unwrap_or_else(|fault| fault.report())
+}
+
+/// Where everything lies: as the environment has it, unless another plimsoll started this one for its own purposes.
+fn paths(verb: &Verb) -> Paths {
+    match verb {
+        Verb::Run(args) if let [state, runtime] = args.kept.as_slice() => Paths::named(state, runtime),
+        _ => Paths::from_env(),
+    }
 }
 
 /// What killed plimsolls left behind is ended first, whatever is asked for. Without a runtime directory there is none.

@@ -244,6 +244,9 @@ pub enum Event {
     Loaded {
         /// Services in it.
         services: u32,
+        /// Pools in it.
+        #[serde(default)]
+        pools: u32,
         /// The budget, bytes.
         budget_bytes: u64,
     },
@@ -712,8 +715,12 @@ impl fmt::Display for Event {
             write!(f, "{instance} ")?;
         }
         match self {
-            Self::Loaded { services, budget_bytes } => {
-                write!(f, "{services} services within a budget of {}", Size(*budget_bytes))
+            Self::Loaded { services, pools, budget_bytes } => {
+                let of = |count: u32, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+                let both = [(*services, "service"), (*pools, "pool")].map(|(count, word)| (count > 0, of(count, word)));
+                let there: Vec<String> = both.into_iter().filter_map(|(is_any, text)| is_any.then_some(text)).collect();
+                let there = if there.is_empty() { of(0, "service") } else { there.join(", ") };
+                write!(f, "{there} within a budget of {}", Size(*budget_bytes))
             }
             Self::Queued { waiting, .. } => write!(f, "waits for {waiting}"),
             Self::Starting { attempt: 0, .. } => f.write_str("starting"),

@@ -227,7 +227,7 @@ impl Stack {
             service.learned.push(peak);
         }
         if is_pool {
-            self.session_gone(instance, run.ending.as_ref(), &end, run.memory, runtime, effects);
+            self.session_gone(instance, run.ending.as_ref(), &end, run.memory, effects);
         }
     }
 

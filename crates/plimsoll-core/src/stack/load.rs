@@ -111,8 +111,8 @@ impl Stack {
         self.order = depend::order(self.services.iter().map(|(name, service)| (name, &*service.spec)));
         self.load_alerts(spec);
         self.reckon();
-        let services = (spec.services.len() + spec.pools.len()) as u32;
-        effects.push(Effect::Emit(Event::Loaded { services, budget_bytes: self.budget }));
+        let (services, pools) = (spec.services.len() as u32, spec.pools.len() as u32);
+        effects.push(Effect::Emit(Event::Loaded { services, pools, budget_bytes: self.budget }));
         if let Some(request) = request {
             let answer = Answer::Loaded { added, restarted, adapted, removed };
             effects.push(Effect::Answer { request, answer });

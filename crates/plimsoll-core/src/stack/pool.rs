@@ -9,7 +9,7 @@
 //! A process takes on the first conversation that comes, and then keeps to it. When it is replaced, its conversation waits
 //! until nothing is left of the old one: a pool never has more processes than `max_sessions` and `warm` together.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +18,10 @@ use plimsoll_model::pool::PoolSpec;
 use super::event::Recycle;
 use super::name::{Name, Turn};
 
-/// After so many failed starts in a row the circuit is open: who asks is told so at once, and a start is tried now and then.
+/// After so many failures in a row the circuit is open: who asks is told so at once, and a start is tried now and then.
 const ROW: u32 = 5;
 
-/// A process that ends earlier and has never said a word did not really start: not every protocol has a word for "ready".
+/// A process that nobody has taken and that ends earlier did not really start: not every protocol has a word for "ready".
 pub(super) const PROVEN_AFTER: Duration = Duration::from_secs(2);
 
 /// Between two starts that fail; doubled each time.
@@ -77,6 +77,8 @@ pub(super) struct Session {
     pub(super) context_percent: Option<f64>,
     /// Its start came to something: it has said a word, or lived for a while since it could take a turn.
     pub(super) is_proven: bool,
+    /// Something came from it within a turn.
+    pub(super) has_spoken: bool,
     /// Nobody waits for it: it is for those to come.
     pub(super) is_ahead: bool,
 }
@@ -124,6 +126,7 @@ impl Session {
             turns: 0,
             context_percent: None,
             is_proven: false,
+            has_spoken: false,
             is_ahead: true,
         }
     }
@@ -212,10 +215,18 @@ impl Pool {
 }
 
 /// Whether starts are worth a try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+///
+/// There are two rows of failures. A start has failed when the process ends before anybody took it and before it was proven.
+/// A process is *silent* when it ends within its first turn and has not said a word: an agent that is broken does that to
+/// everybody, and a question that ends whoever hears it does it to one conversation alone. So of each conversation one counts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Circuit {
     /// Failed starts in a row.
-    pub(super) failures: u32,
+    starts: u32,
+    /// Silent processes in a row.
+    silent: u32,
+    /// The conversations of those.
+    whose: BTreeSet<Name>,
     /// No start before.
     pub(super) until: Duration,
 }
@@ -223,20 +234,57 @@ pub(super) struct Circuit {
 impl Circuit {
     /// A start has failed; whether the circuit opened with it.
     pub(super) fn failed(&mut self, now: Duration) -> bool {
-        let delay = SHORTEST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
-        self.failures = self.failures.saturating_add(1);
+        let was_open = self.is_open();
+        self.starts = self.starts.saturating_add(1);
+        self.wait(now);
+        !was_open && self.is_open()
+    }
+
+    /// A process was silent in a turn of this conversation, or of none; whether the circuit opened with it.
+    pub(super) fn silent(&mut self, now: Duration, key: Option<&Name>) -> bool {
+        let was_open = self.is_open();
+        // A trial that comes to nothing counts, whoever asked; and so nothing is added to an open one's conversations.
+        let is_another = was_open || key.is_none_or(|key| self.whose.insert(key.clone()));
+        self.silent = self.silent.saturating_add(u32::from(is_another));
+        if self.is_open() {
+            self.wait(now);
+        }
+        !was_open && self.is_open()
+    }
+
+    fn wait(&mut self, now: Duration) {
+        let delay = SHORTEST.saturating_mul(1 << (self.failures() - 1).min(16)).min(LONGEST);
         self.until = now + if self.is_open() { delay.max(Duration::from_secs(5)) } else { delay };
-        self.failures == ROW
     }
 
     /// A start came to something; whether the circuit was open until then.
-    pub(super) fn succeeded(&mut self) -> bool {
+    pub(super) fn started(&mut self) -> bool {
+        let was_open = self.is_open();
+        self.starts = 0;
+        if !self.is_open() {
+            self.until = Duration::ZERO;
+        }
+        was_open && !self.is_open()
+    }
+
+    /// Something came from an agent within a turn; whether the circuit was open until then.
+    pub(super) fn spoke(&mut self) -> bool {
         std::mem::take(self).is_open()
+    }
+
+    /// Failures in a row, of whichever kind.
+    fn failures(&self) -> u32 {
+        self.starts.max(self.silent)
+    }
+
+    /// Failures in a row that somebody has to know of: processes that are silent here and there say nothing of the others.
+    pub(super) fn told(&self) -> u32 {
+        if self.is_open() { self.failures() } else { self.starts }
     }
 
     /// Who needs a start is told so at once.
     pub(super) fn is_open(&self) -> bool {
-        self.failures >= ROW
+        self.failures() >= ROW
     }
 }
 
@@ -253,8 +301,31 @@ mod tests {
         assert_eq!(opened.iter().position(|&opens| opens), Some(4));
         assert_eq!(opened.iter().filter(|&&opens| opens).count(), 1);
         assert_eq!(circuit.until, S(160), "a trial a minute in the end");
-        assert!(circuit.succeeded() && !circuit.is_open() && circuit.until == S(0));
+        assert!(circuit.started() && !circuit.is_open() && circuit.until == S(0));
         circuit.failed(S(1));
         assert_eq!(circuit.until, S(1) + SHORTEST);
+    }
+
+    #[test]
+    fn one_conversation_does_not_open_it_and_several_do() {
+        let name = |number: u32| Name::from(format!("room-{number}").as_str());
+        let mut circuit = Circuit::default();
+        for _ in 0..50 {
+            assert!(!circuit.silent(S(1), Some(&name(0))));
+        }
+        assert_eq!((circuit.silent, circuit.whose.len(), circuit.told(), circuit.until), (1, 1, 0, S(0)));
+        // That a start comes to something says nothing of turns.
+        let opened: Vec<bool> =
+            (1..8).map(|room| (circuit.started(), circuit.silent(S(1), Some(&name(room)))).1).collect();
+        assert_eq!(opened.iter().position(|&opens| opens), Some(3));
+        assert_eq!(opened.iter().filter(|&&opens| opens).count(), 1);
+        assert!(!circuit.started() && circuit.is_open());
+        let (until, whose) = (circuit.until, circuit.whose.clone());
+        assert!(!circuit.silent(until, Some(&name(0))) && circuit.until > until, "a trial counts, whoever asked");
+        assert_eq!(circuit.whose, whose);
+        assert!(circuit.spoke() && circuit == Circuit::default());
+        // Requests of no conversation have nothing in common.
+        let opened: Vec<bool> = (0..5).map(|_| circuit.silent(S(1), None)).collect();
+        assert_eq!(opened, [false, false, false, false, true]);
     }
 }

@@ -190,8 +190,10 @@ pub struct PoolRow {
     pub warm: u32,
     /// Sessions that have a turn.
     pub busy: u32,
-    /// Processes that are not ready yet.
+    /// Processes that are there and not ready yet.
     pub starting: u32,
+    /// Processes that are wanted and not there: they wait for room, or for the next trial.
+    pub waiting: u32,
     /// Turns that wait for a session.
     pub queued: u32,
     /// Processes of all its trees.
@@ -210,9 +212,9 @@ pub struct PoolRow {
     pub recycled: u64,
     /// Sessions that ended otherwise.
     pub closed: u64,
-    /// Open: starts have failed again and again, and whoever needs one is told so at once.
+    /// Open: starts, or first turns, have failed again and again, and whoever needs a start is told so at once.
     pub circuit: Switch,
-    /// Failed starts in a row.
+    /// Failed starts in a row; while the circuit is open, failures of whichever kind opened it.
     pub failed_starts: u32,
     /// Milliseconds until a start is tried again; null when none has failed.
     pub retry_ms: Option<u64>,
@@ -241,6 +243,8 @@ pub struct SessionRow {
     pub key: Option<Name>,
     /// What it is doing.
     pub state: SessionState,
+    /// What its start waits for, where that is known.
+    pub waiting: Option<Waiting>,
     /// Of its root; null before its start.
     pub pid: Option<i32>,
     /// What its tree holds, bytes.
@@ -267,6 +271,8 @@ pub struct SessionRow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SessionState {
+    /// Its start has not begun.
+    Waiting,
     /// It cannot take a turn yet.
     Starting,
     /// It can, and is nobody's yet.
@@ -286,6 +292,7 @@ impl SessionState {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Waiting => "waiting",
             Self::Starting => "starting",
             Self::Warm => "warm",
             Self::Busy => "busy",
@@ -377,12 +384,15 @@ impl Stack {
 fn pool_row(now: Duration, service: &Service, pool: &Pool) -> PoolRow {
     let runs = || service.replicas.values().filter_map(|replica| replica.run.as_ref());
     let count = |is: fn(&Session) -> bool| pool.sessions.values().filter(|session| is(session)).count() as u32;
+    let has_run = |number: &u32| service.replicas.get(number).is_some_and(|replica| replica.run.is_some());
+    let waiting = pool.sessions.keys().filter(|number| !has_run(number)).count() as u32;
     PoolRow {
         name: service.name.clone(),
         sessions: count(|session| session.owner != Owner::None),
         warm: count(Session::is_warm),
         busy: count(|session| session.running().is_some()),
-        starting: count(|session| matches!(session.phase, Phase::Starting(_))),
+        starting: count(|session| matches!(session.phase, Phase::Starting(_))) - waiting,
+        waiting,
         queued: pool.queue.len() as u32,
         processes: runs().map(|run| run.processes).sum(),
         memory_bytes: runs().map(|run| run.memory).sum(),
@@ -393,18 +403,20 @@ fn pool_row(now: Duration, service: &Service, pool: &Pool) -> PoolRow {
         recycled: pool.counts.recycled,
         closed: pool.counts.closed,
         circuit: if pool.circuit.is_open() { Switch::Open } else { Switch::Closed },
-        failed_starts: pool.circuit.failures,
-        retry_ms: (pool.circuit.failures > 0).then(|| pool.circuit.until.saturating_sub(now).as_millis() as u64),
+        failed_starts: pool.circuit.told(),
+        retry_ms: (pool.circuit.told() > 0).then(|| pool.circuit.until.saturating_sub(now).as_millis() as u64),
         survivors: pool.counts.survivors,
     }
 }
 
 fn session_rows(now: Duration, service: &Service, pool: &Pool) -> Vec<SessionRow> {
     let row = |(&number, session): (&u32, &Session)| {
-        let run = service.replicas.get(&number).and_then(|replica| replica.run.as_deref());
+        let replica = service.replicas.get(&number);
+        let run = replica.and_then(|replica| replica.run.as_deref());
         let state = match (&session.phase, run.and_then(|run| run.ending.as_ref())) {
             (_, Some(Ending { reason: Reason::Recycled(_), .. })) => SessionState::Recycling,
             (_, Some(_)) => SessionState::Closing,
+            (_, None) if run.is_none() => SessionState::Waiting,
             (Phase::Starting(_), None) => SessionState::Starting,
             (Phase::Busy(_), None) => SessionState::Busy,
             (Phase::Idle(_), None) if session.owner == Owner::None => SessionState::Warm,
@@ -419,10 +431,11 @@ fn session_rows(now: Duration, service: &Service, pool: &Pool) -> Vec<SessionRow
                 _ => None,
             },
             state,
+            waiting: replica.and_then(|replica| replica.waiting.clone()).filter(|_| run.is_none()),
             pid: run.and_then(|run| run.pid),
             memory_bytes: run.map_or(0, |run| run.memory),
             limit_bytes: run.map(|run| run.line),
-            admitted_bytes: service.replicas.get(&number).map_or(0, |replica| replica.claim),
+            admitted_bytes: replica.map_or(0, |replica| replica.claim),
             processes: run.map_or(0, |run| run.processes),
             turns: session.turns,
             context_percent: session.context_percent,

@@ -22,9 +22,6 @@ use super::service::Service;
 /// An agent that was interrupted has so long to say so.
 const INTERRUPT_GRACE: Duration = Duration::from_secs(5);
 
-/// Who ends so soon after its start has not started, whatever it was asked.
-const AT_ONCE: Duration = Duration::from_millis(500);
-
 /// What a pool's turns cost, worked out before its sessions are touched.
 struct Prices {
     price: u64,
@@ -99,7 +96,7 @@ impl Stack {
     pub(super) fn heard(&mut self, instance: &Instance, effects: &mut Vec<Effect>) {
         let now = self.now;
         let Some((_, pool, number)) = self.session(instance) else { return };
-        prove(pool, instance, effects);
+        speak(pool, instance, effects);
         if let Some(Phase::Busy(running)) = pool.sessions.get_mut(&number).map(|session| &mut session.phase) {
             running.heard = Some(now);
         }
@@ -117,7 +114,7 @@ impl Stack {
         let now = self.now;
         let Some((run, pool, number)) = self.session(instance) else { return };
         if !matches!(outcome, Outcome::Broken(_)) {
-            prove(pool, instance, effects);
+            speak(pool, instance, effects);
         }
         let spec = pool.spec.clone();
         let Some(session) = pool.sessions.get_mut(&number) else { return };
@@ -208,7 +205,6 @@ impl Stack {
         ending: Option<&Ending>,
         end: &End,
         held: u64,
-        runtime: Duration,
         effects: &mut Vec<Effect>,
     ) {
         let now = self.now;
@@ -222,21 +218,28 @@ impl Stack {
             reason,
             None | Some(Reason::Recycled(Recycle::Watch { .. } | Recycle::Broken { .. }) | Reason::Livelocked { .. })
         );
-        // Of what it was asked one may die that is well otherwise; at once after its start nobody has asked much.
-        let is_failed_start = session.owner == Owner::None || runtime < AT_ONCE;
-        if !session.is_proven && is_failed_start && !is_our_doing {
-            let opens = pool.circuit.failed(now);
-            if opens {
-                let attempts = pool.circuit.failures;
-                effects.push(Effect::Emit(Event::CircuitOpened { instance: instance.clone(), attempts }));
-            }
-        }
         // A process for one turn has ended as it should: its turn is over with it.
         let is_answered = pool.spec.protocol == Protocol::Exec && end.cause == Cause::Exited;
         if let Some(since) = session.running().filter(|_| is_answered).map(|running| running.since) {
+            session.has_spoken = true;
+            if pool.circuit.spoke() {
+                effects.push(Effect::Emit(Event::CircuitClosed { instance: instance.clone() }));
+            }
             pool.took(now.saturating_sub(since));
             pool.counts.turns += 1;
             session.turns += 1;
+        }
+        let opens = !is_our_doing
+            && match &session.owner {
+                Owner::None => !session.is_proven && pool.circuit.failed(now),
+                // Of what it was asked one may die that is well otherwise.
+                _ if session.has_spoken => false,
+                Owner::Key(key) => pool.circuit.silent(now, Some(key)),
+                Owner::One | Owner::Shared => pool.circuit.silent(now, None),
+            };
+        if opens {
+            let attempts = pool.circuit.told();
+            effects.push(Effect::Emit(Event::CircuitOpened { instance: instance.clone(), attempts }));
         }
         let is_recycled = matches!(reason, Some(Reason::Recycled(_)));
         pool.counts.recycled += u64::from(is_recycled);
@@ -400,7 +403,7 @@ impl Pool {
     pub(super) fn next_due(&self, now: Duration, replicas: &BTreeMap<u32, Replica>) -> Option<Duration> {
         let spec = &self.spec;
         let waiting = self.queue.iter().map(|asked| asked.since + spec.queue.timeout).min();
-        let retry = (self.circuit.failures > 0).then_some(self.circuit.until);
+        let retry = (self.circuit.told() > 0).then_some(self.circuit.until);
         let sessions = self.sessions.iter().filter_map(|(number, session)| {
             let run = replicas.get(number)?.run.as_ref().filter(|run| run.ending.is_none() && run.pid.is_some())?;
             let is_on_trial = !session.is_proven && !matches!(session.phase, Phase::Starting(_));
@@ -443,7 +446,16 @@ impl Service {
 /// A session's start came to something.
 fn prove(pool: &mut Pool, instance: &Instance, effects: &mut Vec<Effect>) {
     let Some(session) = pool.sessions.get_mut(&instance.replica) else { return };
-    if !std::mem::replace(&mut session.is_proven, true) && pool.circuit.succeeded() {
+    if !std::mem::replace(&mut session.is_proven, true) && pool.circuit.started() {
+        effects.push(Effect::Emit(Event::CircuitClosed { instance: instance.clone() }));
+    }
+}
+
+/// A session said something within a turn.
+fn speak(pool: &mut Pool, instance: &Instance, effects: &mut Vec<Effect>) {
+    let Some(session) = pool.sessions.get_mut(&instance.replica) else { return };
+    session.is_proven = true;
+    if !std::mem::replace(&mut session.has_spoken, true) && pool.circuit.spoke() {
         effects.push(Effect::Emit(Event::CircuitClosed { instance: instance.clone() }));
     }
 }
@@ -672,7 +684,7 @@ fn begin(
     });
     let without = without.count();
     let ahead = if stage < Stage::Degrade && !pool.circuit.is_open() { pool.spec.warm as usize } else { 0 };
-    let wanted = match pool.circuit {
+    let wanted = match &pool.circuit {
         circuit if now < circuit.until => 0,
         circuit if circuit.is_open() => 1,
         _ => without.min(max_sessions.saturating_sub(pool.owned())) + ahead,

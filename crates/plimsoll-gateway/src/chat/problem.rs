@@ -80,7 +80,7 @@ impl Problem {
                 Self::busy("memory is short: no new conversation begins now".to_owned(), "memory_short", *wait)
             }
             Denial::Circuit(wait) => {
-                let message = "the agent has failed to start again and again, and is given time".to_owned();
+                let message = "the agent has failed again and again, and is given time".to_owned();
                 Self { status: 503, ..Self::busy(message, "circuit_open", *wait) }
             }
             Denial::Unproven(wait) => {

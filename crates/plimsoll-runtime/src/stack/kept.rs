@@ -38,16 +38,18 @@ pub(super) struct Kept {
     cpu: Duration,
 }
 
-/// The command that keeps `command`: ourselves.
+/// The command that keeps `command`: ourselves, registered where we are: what it is started with may say nothing of that.
 pub(super) fn command(
     command: &[OsString],
+    [state_dir, runtime_dir]: [&Path; 2],
     name: &str,
     limits: &Limits,
     on_limit: OnLimit,
     report: &Path,
 ) -> Vec<OsString> {
     let mut words: Vec<OsString> =
-        ["/proc/self/exe", "run", "--boundary", "watchdog", "--kept", "--quiet"].map(OsString::from).to_vec();
+        ["/proc/self/exe", "run", "--boundary", "watchdog", "--quiet", "--kept"].map(OsString::from).to_vec();
+    words.extend([state_dir, runtime_dir].map(OsString::from));
     let mut option = |option: &str, value: OsString| words.extend([OsString::from(option), value]);
     option("--name", name.into());
     option("--report", report.into());

@@ -176,6 +176,8 @@ pub(super) struct Ground<'a> {
     pub(super) mask: SignalSet,
     /// Where runs that keep replicas report.
     pub(super) reports: &'a Path,
+    /// Our state and runtime directories, which are theirs.
+    pub(super) folders: [&'a Path; 2],
     /// `/dev/null`, for standard input.
     pub(super) null: BorrowedFd<'a>,
     /// The registry's lock, which a child on its way to exec must not hold.
@@ -347,7 +349,7 @@ impl Replica {
         };
         let workdir = seat.and_then(Seat::workdir).unwrap_or_else(|| spec.working_dir.clone());
         if let Some(report) = report {
-            command = kept::command(&command, &instance.service, limits, spec.on_limit, report);
+            command = kept::command(&command, ground.folders, &instance.service, limits, spec.on_limit, report);
             // The run has a tag of its own, and ends its tree itself when it has lost us.
             env.retain(|(key, _)| key != TAG);
         }

@@ -801,6 +801,7 @@ impl Supervisor<'_> {
             found: &self.found,
             tag: self.id.as_str(),
             reports: &self.reports,
+            folders: [&self.options.state_dir, &self.options.runtime_dir],
             mask: self.mask,
             null: self.null.as_fd(),
             lock: self.registration.as_fd(),

@@ -7,6 +7,7 @@ use plimsoll_kernel::clock::Instant;
 use plimsoll_kernel::procfs::Process;
 
 use super::scene::{POOL, Scene, joined, refused, said};
+use crate::harness::Tier;
 use crate::http;
 use crate::stack::world::{Check, ensure};
 
@@ -24,6 +25,12 @@ pub(super) fn a_conversation_keeps_its_process(scene: &mut Scene) -> Check {
     ensure!(scene.say("b", "history")? == "pid | pid | !sleep 1s\ny | history", "{}", scene.say("b", "history")?);
     let children: Vec<i32> = scene.sessions().iter().filter_map(|row| row["pid"].as_i64()).map(|p| p as i32).collect();
     ensure!(children.contains(&one.pid) && children.contains(&other.pid), "{children:?}: other roots");
+    // The next plimsoll here has to find them: what a session's environment says of directories is not what counts.
+    let kept = if scene.world.tier == Tier::Watchdog { 2 } else { 0 };
+    let runs = std::fs::read_dir(scene.world.path("run/runs")).into_iter().flatten().flatten();
+    let names: Vec<String> = runs.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let registered = names.iter().filter(|name| name.ends_with(".json")).count();
+    ensure!(registered == 1 + kept, "the stack and {kept} runs that keep sessions: {names:?}");
     Ok(())
 }
 

@@ -102,3 +102,25 @@ pub(super) fn an_agent_that_only_ends_is_not_started_for_ever(scene: &mut Scene)
     ensure!(scene.say("a", "x")? == "echo: x", "no answer");
     Ok(())
 }
+
+/// Silent in their first turn, each of them, and long after their start: told at once from the fifth room on; one room alone
+/// closes the pool for nobody.
+pub(super) fn agents_that_end_in_each_first_turn(scene: &mut Scene) -> Check {
+    script(scene, r#"{"every": ["!sleep 700ms", "!exit 7"]}"#);
+    scene.up_with("jsonl", ", --script, $DIR/script.json", "max_sessions: 1, ", 1)?;
+    for _ in 0..6 {
+        refused(&scene.client.ask(Some("a"), "x")?, 502)?;
+    }
+    for room in ["b", "c", "d", "e"] {
+        scene.until_pool("the circuit is closed", |pool| pool["circuit"] == "closed" && pool["failed_starts"] == 0)?;
+        refused(&scene.client.ask(Some(room), "x")?, 502)?;
+    }
+    scene.until_pool("the circuit is open", |pool| pool["circuit"] == "open" && pool["failed_starts"] == 5)?;
+    refused(&scene.client.ask(Some("f"), "x")?, 503)?;
+    script(scene, "{}");
+    // That it starts says nothing: it has to answer.
+    scene.until_pool("a trial is there", |pool| pool["warm"] == 1 && pool["circuit"] == "open")?;
+    ensure!(scene.say("f", "x")? == "echo: x", "no answer");
+    scene.until_pool("the circuit is closed", |pool| pool["circuit"] == "closed")?;
+    Ok(())
+}

@@ -116,9 +116,10 @@ pub(crate) struct RunArgs {
     /// Print nothing about the end
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
-    /// The certificate goes to the report alone: `up` starts its services so where there are no groups
-    #[arg(long, hide = true, requires = "report")]
-    kept: bool,
+    /// The certificate goes to the report alone: `up` starts its services so where there are no groups, and gives its
+    /// state and runtime directories
+    #[arg(long, hide = true, requires = "report", num_args = 2)]
+    pub(crate) kept: Vec<PathBuf>,
 
     /// The command and its arguments
     #[arg(trailing_var_arg = true, value_name = "COMMAND [ARG…]")]
@@ -275,7 +276,7 @@ pub(crate) fn interpret(
         spec,
         report: args.report.clone(),
         quiet: args.quiet,
-        kept: args.kept,
+        kept: !args.kept.is_empty(),
         join: args.join,
         die_with_parent: args.die_with_parent,
         swap_asked_for,

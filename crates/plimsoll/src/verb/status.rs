@@ -195,7 +195,9 @@ fn sessions(rows: &[SessionRow]) -> Table {
 fn session_state(row: &SessionRow) -> Cell {
     let tone = match row.state {
         SessionState::Busy => Tone::Good,
-        SessionState::Starting | SessionState::Recycling | SessionState::Closing => Tone::Notice,
+        SessionState::Waiting | SessionState::Starting | SessionState::Recycling | SessionState::Closing => {
+            Tone::Notice
+        }
         SessionState::Warm | SessionState::Idle => Tone::Plain,
     };
     Cell::new(row.state.as_str()).tone(tone)
@@ -256,12 +258,26 @@ pub(super) fn notes(view: &View) -> Vec<(Tone, String)> {
     }
     for row in view.stack.pools.iter().filter(|row| row.circuit == Switch::Open) {
         let again = brief_time(row.retry_ms.unwrap_or(0));
-        let text = format!("{} does not start ({} times in a row), next trial in {again}", row.name, row.failed_starts);
+        let text =
+            format!("{} fails each time ({} times in a row), next trial in {again}", row.name, row.failed_starts);
         notes.push((Tone::Bad, text));
     }
     for row in rows {
         if let Some(waiting) = &row.waiting {
             notes.push((Tone::Notice, format!("{} waits for {waiting}", who(row))));
+        }
+    }
+    for pool in &view.stack.pools {
+        let is_its = |row: &&SessionRow| row.pool == pool.name;
+        // Of many the first tells why: the others wait for the same.
+        let first =
+            view.stack.sessions.iter().filter(is_its).find_map(|row| Some((row.replica, row.waiting.as_ref()?)));
+        if let Some((number, waiting)) = first {
+            let wait = match pool.waiting {
+                0 | 1 => "waits".to_owned(),
+                count => format!("and {} more wait", count - 1),
+            };
+            notes.push((Tone::Notice, format!("{}/{number} {wait} for {waiting}", pool.name)));
         }
     }
     let mut told = BTreeSet::new();

@@ -327,11 +327,12 @@ fn about_replicas(page: &mut Exposition, snapshot: &Snapshot) {
 /// Pools, by what is known of each.
 fn about_pools(page: &mut Exposition, snapshot: &Snapshot) {
     type Measure = (&'static str, Kind, &'static str, fn(&PoolRow) -> f64);
-    let measures: [Measure; 14] = [
+    let measures: [Measure; 15] = [
         ("plimsoll_pool_sessions", Kind::Gauge, "Sessions that have a conversation or request.", |p| p.sessions.into()),
         ("plimsoll_pool_sessions_busy", Kind::Gauge, "Sessions that have a turn.", |pool| pool.busy.into()),
         ("plimsoll_pool_sessions_warm", Kind::Gauge, "Processes that are ready and nobody's yet.", |p| p.warm.into()),
         ("plimsoll_pool_sessions_starting", Kind::Gauge, "Processes that are not ready yet.", |p| p.starting.into()),
+        ("plimsoll_pool_sessions_waiting", Kind::Gauge, "Processes that wait for their start.", |p| p.waiting.into()),
         ("plimsoll_pool_sessions_max", Kind::Gauge, "Sessions that there may be.", |pool| pool.max_sessions.into()),
         ("plimsoll_pool_queued", Kind::Gauge, "Turns that wait for a session.", |pool| pool.queued.into()),
         ("plimsoll_pool_memory_bytes", Kind::Gauge, "What all its trees hold.", |pool| pool.memory_bytes as f64),
@@ -403,7 +404,7 @@ mod tests {
         sums.hear(&starting);
         sums.hear(&starting);
         sums.hear(&Event::StartFailed { instance, why: "no".to_owned() });
-        sums.hear(&Event::Loaded { services: 1, budget_bytes: 1 });
+        sums.hear(&Event::Loaded { services: 1, pools: 0, budget_bytes: 1 });
         sums.hear(&Event::GoingDown);
         let starts = ("plimsoll_starts_total", Name::from("api"));
         assert_eq!((sums.by_service[&starts], sums.events["plimsoll_loads_total"]), (2, 1));

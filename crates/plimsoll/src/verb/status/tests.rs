@@ -1,4 +1,5 @@
 use plimsoll_core::stack::Stage;
+use plimsoll_core::stack::event::Waiting;
 use plimsoll_model::Cause;
 use proptest::prelude::*;
 
@@ -19,6 +20,58 @@ fn pages() {
     check("src/verb/status/tests/none.txt", &page(&view(Vec::new()), false));
     check("src/verb/status/tests/ps.txt", &processes(&Trees { trees: trees() }, false));
     assert_eq!(processes(&Trees::default(), false), "no process runs\n");
+}
+
+/// One session of a pool answers, two wait for room; another pool is given time.
+#[test]
+fn a_page_of_pools() {
+    let pool = |name: &str, waiting, circuit| PoolRow {
+        name: name.into(),
+        sessions: 1,
+        warm: 0,
+        busy: 1,
+        starting: 0,
+        waiting,
+        queued: 2,
+        processes: 2,
+        memory_bytes: 300 << 20,
+        limit_bytes: Some(600 << 20),
+        max_sessions: 4,
+        turns: 7,
+        refused: 0,
+        recycled: 1,
+        closed: 2,
+        circuit,
+        failed_starts: if circuit == Switch::Open { 5 } else { 0 },
+        retry_ms: (circuit == Switch::Open).then_some(4000),
+        survivors: 0,
+    };
+    let session = |replica, state, waiting| SessionRow {
+        pool: "bot".into(),
+        replica,
+        key: (state == SessionState::Busy).then(|| "room-1".into()),
+        state,
+        waiting,
+        pid: (state == SessionState::Busy).then_some(4242),
+        memory_bytes: if state == SessionState::Busy { 300 << 20 } else { 0 },
+        limit_bytes: Some(600 << 20),
+        admitted_bytes: 0,
+        processes: if state == SessionState::Busy { 2 } else { 0 },
+        turns: if state == SessionState::Busy { 3 } else { 0 },
+        context_percent: None,
+        age_ms: None,
+        idle_ms: None,
+        turn_ms: None,
+    };
+    let room = || Some(Waiting::Room { needed_bytes: 600 << 20, free_bytes: 100 << 20 });
+    let mut view = view(Vec::new());
+    view.stack.pools = vec![pool("bot", 2, Switch::Closed), pool("broken", 0, Switch::Open)];
+    view.stack.sessions = vec![
+        session(1, SessionState::Busy, None),
+        session(2, SessionState::Waiting, room()),
+        session(3, SessionState::Waiting, room()),
+    ];
+    check("src/verb/status/tests/pools.txt", &page(&view, false));
 }
 
 #[test]
