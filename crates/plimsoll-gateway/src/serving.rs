@@ -7,6 +7,8 @@
 //! while its turn runs reads the same one. When the last asker has gone for [`LINGER`](crate::tape::LINGER) the turn is given up, unless
 //! somebody wants it to go on.
 
+mod past;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -16,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use plimsoll_model::pool::{PoolSpec, Protocol};
+use plimsoll_store::agents::Agents;
 use plimsoll_store::conversations::{Conversations, Spoken};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -25,6 +28,7 @@ use crate::chat::conversation::{self, Print, Step};
 use crate::chat::{Message, Problem, Role};
 use crate::desk::{Denial, Outcome, Plea, Session, Turn, Verdict};
 use crate::tape::{Failure, Note, Reader, Same, Tape, Tapes};
+use past::{Knowledge, is_forgetful};
 
 /// An answer of more than this is none, bytes.
 const LONGEST_ANSWER: usize = 32 << 20;
@@ -58,6 +62,8 @@ pub(crate) struct Turns {
     /// Turns that are on their way, or were a moment ago, for those that ask again.
     tapes: RefCell<Tapes>,
     conversations: RefCell<Option<Conversations>>,
+    /// What agents call them.
+    agents: RefCell<Option<Agents>>,
     /// What is compared of conversations that were heard of lately.
     prints: RefCell<BTreeMap<Talk, Print>>,
     counts: Arc<Counts>,
@@ -85,6 +91,11 @@ struct Seat {
     agent: Agent,
     /// Whether it answers one turn by ending.
     is_exec: bool,
+    /// The agent's own name for the conversation that it was started to take up again.
+    resumed: Option<String>,
+    has_had_turn: Cell<bool>,
+    /// Its first turn will show whether its agent has taken that up.
+    is_on_trial: Cell<bool>,
     /// Why its process is gone, once it is, and whether that is a failure.
     ended: RefCell<Option<(String, bool)>>,
     /// Why its turn was stopped.
@@ -132,6 +143,7 @@ impl Turns {
             last: Cell::new(0),
             tapes: RefCell::default(),
             conversations: RefCell::default(),
+            agents: RefCell::default(),
             prints: RefCell::default(),
             counts,
         })
@@ -158,10 +170,11 @@ impl Turns {
         match verdict {
             Verdict::Pools(pools) => *self.pools.borrow_mut() = pools,
             Verdict::Settings(settings) => {
+                *self.agents.borrow_mut() = settings.state_dir.as_deref().map(Agents::of);
                 let opened = settings.state_dir.as_deref().map(Conversations::open);
                 *self.conversations.borrow_mut() = opened.and_then(Result::ok);
             }
-            Verdict::Adopt { session, pool, stdin, stdout } => {
+            Verdict::Adopt { session, pool, stdin, stdout, resumed } => {
                 let spec = self.pools.borrow().get(&pool).cloned();
                 let Some(spec) = spec else { return };
                 let adopted = Agent::adopt(spec.protocol, spec.max_line, stdin, stdout, |_| ());
@@ -176,6 +189,9 @@ impl Turns {
                 let seat = Rc::new(Seat {
                     agent,
                     is_exec: spec.protocol == Protocol::Exec,
+                    resumed,
+                    has_had_turn: Cell::new(false),
+                    is_on_trial: Cell::new(false),
                     ended: RefCell::default(),
                     interrupted: RefCell::default(),
                     changed: Notify::new(),
@@ -323,37 +339,75 @@ impl Turns {
     async fn take(self: &Rc<Self>, ask: Ask, is_anew: bool, tape: &Tape) {
         let turn = Turn(self.last.get() + 1);
         self.last.set(turn.0);
+        let (pool, key, resumes) = (ask.pool.clone(), ask.key.clone(), self.can_resume(&ask, is_anew));
+        let mut assigned = self.wait(turn);
+        self.say(Plea::Ask { turn, pool, key, is_anew, resumes }).await;
+        while let Some(again) = self.attempt(turn, &ask, assigned, tape).await {
+            assigned = again;
+        }
+    }
+
+    /// Waits for what becomes of a turn.
+    fn wait(&self, turn: Turn) -> oneshot::Receiver<Assigned> {
         let (answer, assigned) = oneshot::channel();
         self.asked.borrow_mut().insert(turn, answer);
-        self.say(Plea::Ask { turn, pool: ask.pool.clone(), key: ask.key.clone(), is_anew }).await;
+        assigned
+    }
+
+    /// A turn on the session that it gets. One more wait where that knows nothing of what it was to take up again.
+    async fn attempt(
+        self: &Rc<Self>,
+        turn: Turn,
+        ask: &Ask,
+        assigned: oneshot::Receiver<Assigned>,
+        tape: &Tape,
+    ) -> Option<oneshot::Receiver<Assigned>> {
         let assigned = tokio::select! {
             assigned = assigned => assigned,
             () = tape.left_alone() => {
                 // It may have been assigned at this very moment: the supervisor then has it interrupted.
                 self.asked.borrow_mut().remove(&turn);
                 tape.void();
-                return self.say(Plea::Withdraw { turn }).await;
+                self.say(Plea::Withdraw { turn }).await;
+                return None;
             }
         };
         let (session, fresh) = match assigned {
             Ok(Ok(assigned)) => assigned,
-            Ok(Err(denial)) => return tape.deny(denial),
-            Err(_) => return tape.deny(Denial::Stopping),
+            Ok(Err(denial)) => {
+                tape.deny(denial);
+                return None;
+            }
+            Err(_) => {
+                tape.deny(Denial::Stopping);
+                return None;
+            }
         };
         let seat = self.sessions.borrow().get(&session).cloned();
         let Some(seat) = seat else {
             let why = "its session has just ended".to_owned();
             tape.write(Note::Failed(Failure::Broken(why.clone())));
-            return self.say(Plea::Done { turn, session, outcome: Outcome::Broken(why), context_percent: None }).await;
+            self.say(Plea::Done { turn, session, outcome: Outcome::Broken(why), context_percent: None }).await;
+            return None;
         };
-        tape.write(Note::Began);
         // Turns before it may have gone on with the conversation while it waited.
-        let Ok((_, step)) = self.step(&ask) else { return };
-        let is_told_all = fresh && matches!(step, Step::On { appended: true, .. });
-        let stored = if is_told_all { self.stored(&ask) } else { Vec::new() };
-        let prompt = prompt(turn, &ask, fresh, &stored, step);
-        let (outcome, context_percent) = self.listen(turn, session, &seat, prompt, &ask, step, tape).await;
+        let Ok((_, step)) = self.step(ask) else { return None };
+        let knowledge = self.knowledge(ask, &step, fresh, &seat);
+        let (outcome, context_percent) = if knowledge == Knowledge::Other {
+            (Outcome::Forgot, None)
+        } else {
+            tape.write(Note::Began);
+            let fresh = knowledge == Knowledge::Nothing;
+            let step = if fresh { self.begin_anew(ask, step) } else { step };
+            let is_told_all = fresh && matches!(step, Step::On { appended: true, .. });
+            let stored = if is_told_all { self.stored(ask) } else { Vec::new() };
+            let prompt = prompt(turn, ask, fresh, &stored, step);
+            self.listen(turn, session, &seat, prompt, ask, step, tape).await
+        };
+        // Whoever has it next may be told at once.
+        let again = (outcome == Outcome::Forgot).then(|| self.wait(turn));
         self.say(Plea::Done { turn, session, outcome, context_percent }).await;
+        again
     }
 
     /// Hears an agent's answer to its end.
@@ -369,6 +423,8 @@ impl Turns {
         tape: &Tape,
     ) -> (Outcome, Option<f64>) {
         let mut answer = seat.agent.turn(prompt);
+        // It is the first on an agent that was to take its conversation up again, if it did.
+        let is_trial = seat.is_on_trial.replace(false);
         let mut text = String::new();
         // When the supervisor is to be told that something came.
         let mut tell: Option<Instant> = None;
@@ -392,6 +448,14 @@ impl Turns {
                     continue;
                 }
             };
+            let is_stopped = is_left || seat.interrupted.borrow().is_some();
+            if is_trial
+                && !is_stopped
+                && text.is_empty()
+                && piece.as_ref().is_some_and(|one| is_forgetful(one, !has_come))
+            {
+                return (Outcome::Forgot, None);
+            }
             tell = tell.or_else(|| Some(Instant::now() + if has_come { HEARD_EVERY } else { SOON }));
             has_come = true;
             match piece {
@@ -405,7 +469,7 @@ impl Turns {
                     tape.write(Note::Delta(delta));
                 }
                 Some(Piece::Alive) => {}
-                Some(Piece::Final { text: whole, usage, context_percent, .. }) => {
+                Some(Piece::Final { text: whole, usage, context_percent, agent_session }) => {
                     let given = if ask.is_streamed && !text.is_empty() { Some(text.clone()) } else { None };
                     let text = whole.unwrap_or(text);
                     if seat.is_exec
@@ -424,6 +488,7 @@ impl Turns {
                         };
                         let said = [said, &[Message::new(Role::Assistant, given.as_deref().unwrap_or(&text))]].concat();
                         self.store(&ask.pool, key, &said, is_all);
+                        self.note_agent(ask, agent_session);
                     }
                     tape.write(Note::Final(text, usage));
                     return (Outcome::Answered, context_percent);

@@ -18,6 +18,8 @@ use super::input::{End, HostSample, Measured, Probe, TreeSample};
 use super::snapshot::State;
 use super::{Answer, Command, Effect, Event, Input, Instance, Refusal, Request, Stack, Stage};
 
+mod resuming;
+
 /// A service with every default.
 pub(super) fn service() -> ServiceSpec {
     ServiceSpec {

@@ -8,12 +8,16 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use plimsoll_core::stack::Instance;
+use plimsoll_core::stack::Name;
 use plimsoll_model::pool::{Isolation, PoolSpec};
 
 /// Users for sessions: a range that nobody else hands out (systemd's UIDS-GIDS lists it as unused).
 const FIRST_USER: u32 = 60_578;
 const LAST_USER: u32 = 61_183;
+
+/// The folder in the runtime directory, and a session's home in its own.
+pub(super) const FOLDER: &str = "sessions";
+pub(super) const HOME: &str = "home";
 
 /// Variables that every agent gets, where we have them.
 const ALWAYS: [&str; 4] = ["PATH", "LANG", "TZ", "TERM"];
@@ -21,10 +25,14 @@ const ALWAYS: [&str; 4] = ["PATH", "LANG", "TZ", "TERM"];
 /// One session's place.
 #[derive(Debug)]
 pub(super) struct Seat {
+    /// What its folder is called, which is used again only by a process that takes up its conversation.
+    pub(super) name: String,
     /// `None` without isolation: then it lives where the pool does.
     dir: Option<PathBuf>,
     pub(super) user: Option<u32>,
     pass: Vec<String>,
+    /// The conversation that it has, if what its agent keeps of that is to outlive it.
+    pub(super) key: Option<Name>,
 }
 
 impl Seat {
@@ -34,14 +42,14 @@ impl Seat {
     /// In words: a folder could not be made.
     pub(super) fn make(
         runtime_dir: &Path,
-        instance: &Instance,
+        name: String,
         pool: &PoolSpec,
         taken: &BTreeSet<u32>,
         may_change_user: bool,
     ) -> Result<(Self, Option<String>), String> {
         let pass = pool.pass_environment.clone();
         if pool.isolation == Isolation::None {
-            return Ok((Self { dir: None, user: None, pass }, None));
+            return Ok((Self { name, dir: None, user: None, pass, key: None }, None));
         }
         let user = match may_change_user {
             true => user_for(pool, taken),
@@ -51,13 +59,13 @@ impl Seat {
             Ok(user) => (Some(user), None),
             Err(why) => (None, Some(why)),
         };
-        let root = runtime_dir.join("sessions");
-        let dir = root.join(format!("{}.{}.{}", instance.service, instance.replica, instance.generation));
+        let root = runtime_dir.join(FOLDER);
+        let dir = root.join(&name);
         let made = (|| {
             if user.is_some() {
                 open_passage(runtime_dir)?;
             }
-            for folder in ["home", "tmp", "work"] {
+            for folder in [HOME, "tmp", "work"] {
                 std::fs::create_dir_all(dir.join(folder))?;
                 std::fs::set_permissions(dir.join(folder), mode(0o700))?;
                 std::os::unix::fs::chown(dir.join(folder), user, user)?;
@@ -67,7 +75,12 @@ impl Seat {
             std::fs::set_permissions(&dir, mode(0o711))
         })();
         made.map_err(|error| format!("{}: {error}", dir.display()))?;
-        Ok((Self { dir: Some(dir), user, pass }, lacking))
+        Ok((Self { name, dir: Some(dir), user, pass, key: None }, lacking))
+    }
+
+    /// Its home; `None` where it has none of its own.
+    pub(super) fn home(&self) -> Option<PathBuf> {
+        self.dir.as_ref().map(|dir| dir.join(HOME))
     }
 
     /// Where it works.
@@ -84,7 +97,7 @@ impl Seat {
             .collect();
         if let Some(dir) = &self.dir {
             all.retain(|(key, _)| key != "HOME" && key != "TMPDIR");
-            all.push(("HOME".into(), dir.join("home").into()));
+            all.push(("HOME".into(), dir.join(HOME).into()));
             all.push(("TMPDIR".into(), dir.join("tmp").into()));
         }
         all
@@ -141,7 +154,7 @@ fn open_passage(dir: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir)?.flatten() {
         let path = entry.path();
         let found = std::fs::symlink_metadata(&path)?;
-        if !found.is_symlink() && entry.file_name() != "sessions" {
+        if !found.is_symlink() && entry.file_name() != FOLDER {
             std::fs::set_permissions(&path, mode(found.permissions().mode() & 0o700))?;
         }
     }
