@@ -136,6 +136,7 @@ impl Turns {
             if !may || !self.waiting.values().any(|one| its(&one)) {
                 return Err(("resumes", format!("{instance} is to take up {key}, and nobody asks for that")));
             }
+            self.one_more_is_owned(instance)?;
         }
         let session = Session {
             is_ready: false,
@@ -149,6 +150,16 @@ impl Turns {
         };
         self.sessions.insert(instance.clone(), session);
         Ok(())
+    }
+
+    /// A process becomes somebody's: of those there are `max_sessions` at most.
+    fn one_more_is_owned(&self, instance: &Instance) -> Result<(), Broken> {
+        let others = self.sessions.iter().filter(|(other, _)| *other != instance && other.service == instance.service);
+        let owned = others.filter(|(_, session)| session.owner.is_some()).count();
+        match self.pools.get(&instance.service).map(|pool| pool.max_sessions as usize) {
+            Some(most) if owned >= most => Err(("owned", format!("{instance} is somebody's, as {owned} others are"))),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn effect(&mut self, effect: &Effect) -> Result<(), Broken> {
@@ -204,6 +215,9 @@ impl Turns {
         });
         if let Some((other, _)) = same {
             return Err(("one process", format!("{:?} has {other} and gets {instance}", asked.key)));
+        }
+        if self.sessions.get(instance).is_some_and(|session| session.owner.is_none()) {
+            self.one_more_is_owned(instance)?;
         }
         let reuse = self.pools.get(&asked.pool).map(|pool| pool.reuse);
         let Some(session) = self.sessions.get_mut(instance) else {
