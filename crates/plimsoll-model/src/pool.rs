@@ -110,7 +110,7 @@ pub enum Rehydrate {
 /// Whether sessions are kept apart from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Isolation {
-    /// A home, a temporary folder, a working folder and, as root, a user for each.
+    /// A home, a temporary folder, a working folder and, as root, a user for each; else Landlock where the kernel has it.
     #[default]
     Session,
     /// All run as we do, in the pool's `working_dir`.

@@ -9,7 +9,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use plimsoll_core::stack::Name;
+use plimsoll_kernel::landlock;
 use plimsoll_model::pool::{Isolation, PoolSpec};
+use plimsoll_model::spec::Bounds;
+use plimsoll_model::stack::ServiceSpec;
 
 /// Users for sessions: a range that nobody else hands out (systemd's UIDS-GIDS lists it as unused).
 const FIRST_USER: u32 = 60_578;
@@ -18,6 +21,8 @@ const LAST_USER: u32 = 61_183;
 /// The folder in the runtime directory, and a session's home in its own.
 pub(super) const FOLDER: &str = "sessions";
 pub(super) const HOME: &str = "home";
+const TMP: &str = "tmp";
+const WORK: &str = "work";
 
 /// Variables that every agent gets, where we have them.
 const ALWAYS: [&str; 4] = ["PATH", "LANG", "TZ", "TERM"];
@@ -57,7 +62,7 @@ impl Seat {
         };
         let (user, lacking) = match user {
             Ok(user) => (Some(user), None),
-            Err(why) => (None, Some(why)),
+            Err(why) => (None, Some(format!("{why}; {}", kept_apart()))),
         };
         let root = runtime_dir.join(FOLDER);
         let dir = root.join(&name);
@@ -65,7 +70,7 @@ impl Seat {
             if user.is_some() {
                 open_passage(runtime_dir)?;
             }
-            for folder in [HOME, "tmp", "work"] {
+            for folder in [HOME, TMP, WORK] {
                 std::fs::create_dir_all(dir.join(folder))?;
                 std::fs::set_permissions(dir.join(folder), mode(0o700))?;
                 std::os::unix::fs::chown(dir.join(folder), user, user)?;
@@ -85,7 +90,7 @@ impl Seat {
 
     /// Where it works.
     pub(super) fn workdir(&self) -> Option<PathBuf> {
-        self.dir.as_ref().map(|dir| dir.join("work"))
+        self.dir.as_ref().map(|dir| dir.join(WORK))
     }
 
     /// What it sees of our environment, and where its home is.
@@ -98,9 +103,22 @@ impl Seat {
         if let Some(dir) = &self.dir {
             all.retain(|(key, _)| key != "HOME" && key != "TMPDIR");
             all.push(("HOME".into(), dir.join(HOME).into()));
-            all.push(("TMPDIR".into(), dir.join("tmp").into()));
+            all.push(("TMPDIR".into(), dir.join(TMP).into()));
         }
         all
+    }
+
+    /// What it may reach where it has no user of its own: its folders, those that the pool's file names for what agents
+    /// keep, and nothing of ours but the stages.
+    pub(super) fn bounds(&self, spec: &ServiceSpec, hidden: [&Path; 2], stage_file: &Path) -> Option<Bounds> {
+        let dir = self.dir.as_ref().filter(|_| self.user.is_none())?;
+        let named = ["HOME", "TMPDIR", "CLAUDE_CONFIG_DIR"].iter().filter_map(|&name| spec.environment.get(name));
+        let named = named.map(PathBuf::from).filter(|path| path.is_absolute() && path.is_dir());
+        Some(Bounds {
+            own: [HOME, TMP, WORK].iter().map(|folder| dir.join(folder)).chain(named).collect(),
+            shown: stage_file.parent().map(Path::to_owned).into_iter().collect(),
+            hidden: hidden.map(Path::to_owned).to_vec(),
+        })
     }
 
     /// A word of its command: what begins with `./` is meant from where the pool is, and the session works elsewhere.
@@ -116,6 +134,17 @@ impl Seat {
         if let Some(dir) = &self.dir {
             let _ = std::fs::remove_dir_all(dir);
         }
+    }
+}
+
+/// What keeps sessions of one user apart.
+fn kept_apart() -> String {
+    match landlock::version() {
+        None => "they can read each other's files: this kernel has no Landlock, or has it switched off".to_owned(),
+        Some(version) if version < landlock::SIGNALS => {
+            format!("Landlock (version {version}) keeps them to their folders, but not from each other's signals")
+        }
+        Some(version) => format!("Landlock (version {version}) keeps them to their folders"),
     }
 }
 

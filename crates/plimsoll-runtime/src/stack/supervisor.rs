@@ -808,6 +808,7 @@ impl Supervisor<'_> {
             reports: &self.reports,
             mask: self.mask,
             null: self.null.as_fd(),
+            hidden: [&self.options.runtime_dir, &self.options.state_dir],
             lock: self.registration.as_fd(),
         }
     }
