@@ -435,6 +435,19 @@ impl Agent {
                 let read = std::fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
                 manner.say = Some(read.unwrap_or_else(|error| format!("cannot read: {}", error.kind())));
             }
+            Deed::Write(path) => {
+                let written = std::fs::write(path, "words");
+                manner.say = Some(match written {
+                    Ok(()) => "written".to_owned(),
+                    Err(error) => format!("cannot write: {}", error.kind()),
+                });
+            }
+            Deed::Signal(pid) => {
+                manner.say = Some(match signal::send(pid, 0) {
+                    Ok(()) => "allowed".to_owned(),
+                    Err(error) => format!("cannot signal: {error}"),
+                });
+            }
             Deed::Tool => return self.tool(manner, &id),
         }
         Ok(Pause::Over)
