@@ -472,7 +472,7 @@ pub(crate) static POOL: Table = Table {
             "isolation",
             Kind::Word(ISOLATIONS),
             "session",
-            "Whether sessions are kept apart: session (the default: a home, a temporary folder, a working folder and, as root, a user for each), none (all run as Plimsoll does, in `working_dir`).",
+            "Whether sessions are kept apart: session (the default: a home, a temporary folder, a working folder and, as root, a user for each, else Landlock where the kernel has it), none (all run as Plimsoll does, in `working_dir`).",
         ),
         key(
             "pass_environment",
