@@ -115,23 +115,25 @@ impl Agents {
         Some(read::<Seated>(&self.folder(pool, key).join("seat.json"), pool, key)?.seat).filter(|seat| is_name(seat))
     }
 
-    /// A process has a conversation, and lives there. What is kept of another one is of no use any more.
+    /// A process has a conversation, and lives there. What was kept before is of no use any more: the process has more, or
+    /// knows other words; and if the machine goes down with it, what was kept lacks what was said since.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn sit(&self, pool: &str, key: &str, seat: &str) -> io::Result<()> {
-        if self.seat(pool, key).as_deref() != Some(seat) {
-            remove(&self.folder(pool, key).join(KEPT))?;
-        }
+        remove(&self.folder(pool, key).join(KEPT))?;
         self.write(pool, key, "seat.json", Seated { seat: seat.to_owned(), bytes: 0 })
     }
 
     /// A process is gone that had a conversation: the transcripts in its home are kept, of its user's own files alone. Where
-    /// they are too large, or are none, nothing is.
+    /// they are too large, or are none, nothing is; nor of a conversation that has no name, which nobody can ask for again.
     ///
     /// # Errors
     /// They cannot be copied; then nothing is kept.
     pub fn keep(&self, pool: &str, key: &str, seat: &str, home: &Path) -> io::Result<()> {
+        if self.named(pool, key).is_none() {
+            return self.forget(pool, key);
+        }
         let kept = self.folder(pool, key).join(KEPT);
         remove(&kept)?;
         // A link in its place leads to what is not its own.
@@ -388,6 +390,10 @@ mod tests {
         let old = home(dir.path(), "s-1", "words\n");
         std::fs::write(old.join(".claude/.credentials.json"), "secret").unwrap();
         agents.sit("bot", "a", "bot.1").unwrap();
+        agents.keep("bot", "a", "bot.1", &old).unwrap();
+        assert_eq!(agents.seat("bot", "a"), None, "nobody can ask for it");
+        agents.name("bot", "a", named("s-1")).unwrap();
+        agents.sit("bot", "a", "bot.1").unwrap();
         assert_eq!(agents.seated(|seat| seat == "bot.1"), [("bot".to_owned(), "a".to_owned(), "bot.1".to_owned())]);
         agents.keep("bot", "a", "bot.1", &old).unwrap();
         std::fs::remove_dir_all(&old).unwrap();
@@ -403,8 +409,8 @@ mod tests {
         for folder in [&agents.dir, &agents.folder("bot", "a")] {
             assert_eq!(std::fs::metadata(folder).unwrap().mode() & 0o777, 0o700);
         }
-        // Another process has the conversation: what the old one kept is of no use.
-        agents.sit("bot", "a", "bot.2").unwrap();
+        // The next process has the conversation, and more to say of it than this.
+        agents.sit("bot", "a", "bot.1").unwrap();
         assert!(!agents.give("bot", "a", "s-1", &empty(dir.path()), None).unwrap());
         agents.forget("bot", "a").unwrap();
         agents.forget("bot", "a").unwrap();
@@ -422,6 +428,7 @@ mod tests {
         std::os::unix::fs::symlink(&secret, folder.join("s-2.jsonl")).unwrap();
         std::fs::hard_link(&secret, folder.join("s-3.jsonl")).unwrap();
         std::os::unix::fs::symlink(dir.path(), folder.join("all")).unwrap();
+        agents.name("bot", "a", named("s-1")).unwrap();
         agents.keep("bot", "a", "bot.1", &old).unwrap();
         for name in ["s-2", "s-3"] {
             assert!(!agents.give("bot", "a", name, &empty(dir.path()), None).unwrap(), "{name}");
@@ -431,6 +438,7 @@ mod tests {
         let other = dir.path().join("other");
         std::fs::create_dir(&other).unwrap();
         std::os::unix::fs::symlink(old.join(".claude"), other.join(".claude")).unwrap();
+        agents.name("bot", "b", named("s-1")).unwrap();
         agents.keep("bot", "b", "bot.2", &other).unwrap();
         assert!(!agents.give("bot", "b", "s-1", &empty(dir.path()), None).unwrap());
     }
@@ -442,6 +450,7 @@ mod tests {
         let old = home(dir.path(), "s-1", "words\n");
         let file = File::options().write(true).open(old.join(PROJECTS).join("-run-x-work/s-1.jsonl")).unwrap();
         file.set_len(LARGEST + 1).unwrap();
+        agents.name("bot", "a", named("s-1")).unwrap();
         agents.keep("bot", "a", "bot.1", &old).unwrap();
         assert!(!agents.give("bot", "a", "s-1", &empty(dir.path()), None).unwrap());
         assert!(!agents.folder("bot", "a").join(KEPT).exists());
@@ -453,10 +462,13 @@ mod tests {
         let agents = Agents::of(dir.path());
         for key in 0..6u32 {
             let old = home(dir.path(), &format!("s-{key}"), &"x".repeat(1000));
+            agents.name("bot", &key.to_string(), named("s-1")).unwrap();
             agents.keep("bot", &key.to_string(), "bot.1", &old).unwrap();
             let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000 + u64::from(key));
-            let file = File::options().write(true).open(agents.folder("bot", &key.to_string()).join("seat.json"));
-            file.unwrap().set_modified(at).unwrap();
+            for file in ["name.json", "seat.json"] {
+                let file = File::options().write(true).open(agents.folder("bot", &key.to_string()).join(file));
+                file.unwrap().set_modified(at).unwrap();
+            }
         }
         let left = |agents: &Agents| -> Vec<u32> {
             (0..6).filter(|key| agents.seat("bot", &key.to_string()).is_some()).collect()
