@@ -79,7 +79,7 @@ pub(crate) fn run(first: u64, seeds: u64, deadline: Duration, counts: &mut Count
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     counts.passed += passed.load(Ordering::Relaxed);
     let took = start.elapsed().as_secs_f64();
-    if let Ok(Report { steps, simulated, starts, ends, evictions, oom_kills, turns, .. }) = sums.into_inner() {
+    if let Ok(Report { steps, simulated, starts, ends, evictions, oom_kills, turns, resumed, .. }) = sums.into_inner() {
         println!(
             "seeds {first}..{}: {steps} steps in {took:.1} s ({:.0} seeds a second), {:.0} days simulated",
             first.wrapping_add(counts.passed),
@@ -87,7 +87,7 @@ pub(crate) fn run(first: u64, seeds: u64, deadline: Duration, counts: &mut Count
             simulated.as_secs_f64() / 86_400.0
         );
         println!("{starts} starts, {ends} ends, {evictions} evictions, {oom_kills} kills by the modelled kernel");
-        println!("{turns} turns on sessions");
+        println!("{turns} turns on sessions; {resumed} sessions were started to take a conversation up again");
     }
     let Ok(Some(broken)) = failure.into_inner() else {
         let is_short = counts.passed < seeds;
@@ -110,5 +110,6 @@ fn add(sum: &mut Report, one: Report) {
     sum.ends += one.ends;
     sum.evictions += one.evictions;
     sum.turns += one.turns;
+    sum.resumed += one.resumed;
     sum.oom_kills += one.oom_kills;
 }

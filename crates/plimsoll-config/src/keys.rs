@@ -469,7 +469,7 @@ pub(crate) static POOL: Table = Table {
             "rehydrate",
             Kind::Word(REHYDRATIONS),
             "resume",
-            "How a conversation goes on in a new process: resume (the default: the agent takes its own history up again where its protocol can, else as replay), replay (it is told the stored history), none (it begins anew).",
+            "How a conversation goes on in a new process: resume (the default: with `protocol: claude` one is started for it with `--resume`, so that the agent takes its own transcript up again; where there is none, or the command names a conversation itself, as replay), replay (whichever process is free is told the stored history), none (it begins anew: what was said before counts no longer, but for what a client itself sends again).",
         ),
         key(
             "max_line",
@@ -481,7 +481,7 @@ pub(crate) static POOL: Table = Table {
             "isolation",
             Kind::Word(ISOLATIONS),
             "session",
-            "Whether sessions are kept apart: session (the default: a home, a temporary folder, a working folder and, as root, a user for each), none (all run as Plimsoll does, in `working_dir`).",
+            "Whether sessions are kept apart: session (the default: a home, a temporary folder, a working folder and, as root, a user for each, else Landlock where the kernel has it), none (all run as Plimsoll does, in `working_dir`).",
         ),
         key(
             "pass_environment",

@@ -94,7 +94,7 @@ fn spec(
     let pass_environment = fields.get("pass_environment").map(|field| reader.texts(&field, variable));
     let pass_environment = pass_environment.unwrap_or_default().into_iter().map(|(name, _)| name).collect();
     if let Some(Some(protocol)) = protocol {
-        without_effect(reader, fields, protocol);
+        without_effect(reader, fields, protocol, rehydrate.flatten());
     }
 
     // `None` inside is a mistake that has been told; the outer one takes the default.
@@ -174,14 +174,18 @@ fn queue(reader: &mut Reader<'_>, field: &Field<'_>) -> Option<QueueSpec> {
 }
 
 /// Keys that were written and mean nothing with this protocol.
-fn without_effect(reader: &mut Reader<'_>, fields: &Fields<'_>, protocol: Protocol) {
+fn without_effect(reader: &mut Reader<'_>, fields: &Fields<'_>, protocol: Protocol, rehydrate: Option<Rehydrate>) {
+    let is_resumed = rehydrate == Some(Rehydrate::Resume);
     let why = |key: &str| match (protocol, key) {
         (Protocol::Exec, "max_turns") => Some("`protocol: exec` has a process a turn"),
         (Protocol::Exec, "max_context") => Some("`protocol: exec` does not tell how much of a context is used"),
         (Protocol::Jsonl, "max_context") => Some("`protocol: jsonl` does not tell how much of a context is used"),
+        (Protocol::Jsonl | Protocol::Exec, "rehydrate") if is_resumed => {
+            Some("`protocol: claude` alone has a word for it, and the others are told what is stored, as with `replay`")
+        }
         _ => None,
     };
-    for key in ["max_turns", "max_context"] {
+    for key in ["max_turns", "max_context", "rehydrate"] {
         if let (Some(field), Some(why)) = (fields.get(key), why(key)) {
             let finding = Finding::warning("no_effect", format!("`{key}` has no effect: {why}"));
             let finding = finding.at(reader.place(field.span())).help("leave it out");

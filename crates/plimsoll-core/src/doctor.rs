@@ -343,10 +343,17 @@ fn overcommit(facts: &HostFacts) -> Check {
     }
 }
 
-/// Whether sessions of a pool would each get a user of their own.
+/// Whether sessions of a pool would each get a user of their own, and what keeps them apart otherwise.
 fn isolation(facts: &HostFacts) -> Check {
     let name = "isolation";
-    let shared = "each session gets folders of its own, but all run as one user and can read each other's";
+    let kept = match facts.landlock {
+        None => "can read each other's (this kernel has no Landlock, or has it switched off)".to_owned(),
+        Some(version) => {
+            let signals = if version < 6 { "signal each other and " } else { "" };
+            format!("are kept to them by Landlock (version {version}) alone: they can {signals}ask our control socket")
+        }
+    };
+    let shared = format!("each session gets folders of its own, but all run as one user and {kept}");
     if !facts.is_root {
         warn(name, format!("{shared}: only root can give each its own"), "run plimsoll up as root")
     } else if facts.tier.boundary == Boundary::Watchdog {

@@ -35,6 +35,8 @@ pub enum Plea {
         key: Option<Arc<str>>,
         /// The conversation went otherwise than the process knows that has it: another one is needed.
         is_anew: bool,
+        /// Where no process has it, an agent that is started for it can take it up again by itself.
+        resumes: bool,
     },
     /// Whoever asked has gone: it waits no longer, or what runs is to be interrupted and its session replaced.
     Withdraw {
@@ -94,6 +96,9 @@ pub enum Outcome {
     Interrupted,
     /// The session is of no more use: why, in words.
     Broken(String),
+    /// It was started to take the conversation up again and knows nothing of it. Nothing was done: the turn waits for another
+    /// session, and is answered as when it was asked for.
+    Forgot,
 }
 
 /// What the supervisor tells this room.
@@ -113,6 +118,8 @@ pub enum Verdict {
         stdin: OwnedFd,
         /// Read by us; in non-blocking mode.
         stdout: OwnedFd,
+        /// The agent's own name for the conversation that it was told to take up again.
+        resumed: Option<String>,
     },
     /// A turn has its session.
     Assign {

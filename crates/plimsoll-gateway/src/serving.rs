@@ -7,6 +7,8 @@
 //! while its turn runs reads the same one. When the last asker has gone for [`LINGER`](crate::tape::LINGER) the turn is given up, unless
 //! somebody wants it to go on.
 
+mod past;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::pin::{Pin, pin};
@@ -16,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use plimsoll_model::pool::{PoolSpec, Protocol, RedisSpec};
+use plimsoll_store::agents::Agents;
 use plimsoll_store::conversations::{Conversations, Spoken};
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -26,6 +29,7 @@ use crate::chat::{Message, Problem, Role};
 use crate::desk::{Denial, Outcome, Plea, Session, Settings, Turn, Verdict};
 use crate::leases::{Cut, Lease, Leases};
 use crate::tape::{Failure, Note, Reader, Same, Tape, Tapes};
+use past::{Knowledge, is_forgetful};
 
 /// An answer of more than this is none, bytes.
 const LONGEST_ANSWER: usize = 32 << 20;
@@ -65,6 +69,8 @@ pub(crate) struct Turns {
     /// Turns that are on their way, or were a moment ago, for those that ask again.
     tapes: RefCell<Tapes>,
     conversations: RefCell<Option<Conversations>>,
+    /// What agents call them.
+    agents: RefCell<Option<Agents>>,
     /// With Redis, conversations are there and not in this machine's files.
     leases: RefCell<Option<(RedisSpec, Rc<Leases>)>>,
     /// With Redis, turns of one conversation wait for each other here: a machine has one lease of it.
@@ -115,6 +121,11 @@ struct Seat {
     agent: Agent,
     /// Whether it answers one turn by ending.
     is_exec: bool,
+    /// The agent's own name for the conversation that it was started to take up again.
+    resumed: Option<String>,
+    has_had_turn: Cell<bool>,
+    /// Its first turn will show whether its agent has taken that up.
+    is_on_trial: Cell<bool>,
     /// Why its process is gone, once it is, and whether that is a failure.
     ended: RefCell<Option<(String, bool)>>,
     /// Why its turn was stopped.
@@ -173,6 +184,7 @@ impl Turns {
             last: Cell::new(0),
             tapes: RefCell::default(),
             conversations: RefCell::default(),
+            agents: RefCell::default(),
             leases: RefCell::default(),
             lines: RefCell::default(),
             known: RefCell::default(),
@@ -202,7 +214,7 @@ impl Turns {
         match verdict {
             Verdict::Pools(pools) => *self.pools.borrow_mut() = pools,
             Verdict::Settings(settings) => self.set(settings),
-            Verdict::Adopt { session, pool, stdin, stdout } => {
+            Verdict::Adopt { session, pool, stdin, stdout, resumed } => {
                 let spec = self.pools.borrow().get(&pool).cloned();
                 let Some(spec) = spec else { return };
                 let adopted = Agent::adopt(spec.protocol, spec.max_line, stdin, stdout, |_| ());
@@ -217,6 +229,9 @@ impl Turns {
                 let seat = Rc::new(Seat {
                     agent,
                     is_exec: spec.protocol == Protocol::Exec,
+                    resumed,
+                    has_had_turn: Cell::new(false),
+                    is_on_trial: Cell::new(false),
                     ended: RefCell::default(),
                     interrupted: RefCell::default(),
                     changed: Notify::new(),
@@ -264,6 +279,7 @@ impl Turns {
         let opened = settings.state_dir.as_deref().map(Conversations::open).transpose();
         self.trouble("conversations", opened.as_ref().err().map(|error| format!("they are not kept: {error}")));
         *self.conversations.borrow_mut() = opened.unwrap_or_default();
+        *self.agents.borrow_mut() = settings.state_dir.as_deref().map(Agents::of);
         if self.leases.borrow().as_ref().map(|(spec, _)| spec) == settings.redis.as_ref() {
             return;
         }
@@ -542,17 +558,39 @@ impl Turns {
         });
         let turn = Turn(self.last.get() + 1);
         self.last.set(turn.0);
+        let (pool, key, resumes) = (ask.pool.clone(), ask.key.clone(), self.can_resume(&ask, is_anew));
+        let mut assigned = self.wait(turn);
+        self.say(Plea::Ask { turn, pool, key, is_anew, resumes }).await;
+        while let Some(again) = self.attempt(turn, &ask, hold.as_ref(), assigned, tape, lost.as_mut()).await {
+            assigned = again;
+        }
+    }
+
+    /// Waits for what becomes of a turn.
+    fn wait(&self, turn: Turn) -> oneshot::Receiver<Assigned> {
         let (answer, assigned) = oneshot::channel();
         self.asked.borrow_mut().insert(turn, answer);
-        self.say(Plea::Ask { turn, pool: ask.pool.clone(), key: ask.key.clone(), is_anew }).await;
-        let assigned = tokio::select! {
-            assigned = assigned => assigned,
-            is_lost = async {
-                tokio::select! {
-                    () = tape.left_alone() => false,
-                    () = &mut lost => true,
-                }
-            } => {
+        assigned
+    }
+
+    /// A turn on the session that it gets. One more wait where that knows nothing of what it was to take up again.
+    async fn attempt(
+        self: &Rc<Self>,
+        turn: Turn,
+        ask: &Ask,
+        hold: Option<&Hold>,
+        assigned: oneshot::Receiver<Assigned>,
+        tape: &Tape,
+        mut lost: Pin<&mut impl Future<Output = ()>>,
+    ) -> Option<oneshot::Receiver<Assigned>> {
+        let is_lost = tokio::select! {
+            assigned = assigned => Err(assigned),
+            () = tape.left_alone() => Ok(false),
+            () = &mut lost => Ok(true),
+        };
+        let assigned = match is_lost {
+            Err(assigned) => assigned,
+            Ok(is_lost) => {
                 // It may have been assigned at this very moment: the supervisor then has it interrupted.
                 self.asked.borrow_mut().remove(&turn);
                 if is_lost {
@@ -560,48 +598,66 @@ impl Turns {
                 } else {
                     tape.void();
                 }
-                return self.say(Plea::Withdraw { turn }).await;
+                self.say(Plea::Withdraw { turn }).await;
+                return None;
             }
         };
         let (session, fresh) = match assigned {
             Ok(Ok(assigned)) => assigned,
-            Ok(Err(denial)) => return tape.deny(denial),
-            Err(_) => return tape.deny(Denial::Stopping),
+            Ok(Err(denial)) => {
+                tape.deny(denial);
+                return None;
+            }
+            Err(_) => {
+                tape.deny(Denial::Stopping);
+                return None;
+            }
         };
         let seat = self.sessions.borrow().get(&session).cloned();
         let Some(seat) = seat else {
             let why = "its session has just ended".to_owned();
             tape.write(Note::Failed(Failure::Broken(why.clone())));
-            return self.say(Plea::Done { turn, session, outcome: Outcome::Broken(why), context_percent: None }).await;
+            self.say(Plea::Done { turn, session, outcome: Outcome::Broken(why), context_percent: None }).await;
+            return None;
         };
-        tape.write(Note::Began);
-        let print = match (&hold, &ask.key) {
-            (Some(hold), Some(key)) => {
-                // From here on the process knows what this turn tells it.
-                self.know((ask.pool.clone(), key.clone()), Known { print: hold.print, version: hold.lease.version() });
-                hold.print
-            }
-            // Turns before it may have gone on with the conversation while it waited.
-            _ => self.print(&ask),
-        };
-        let Ok(step) = conversation::step(&print, &ask.messages) else { return };
-        let is_told_all = fresh && matches!(step, Step::On { appended: true, .. });
-        let stored = match &hold {
-            _ if !is_told_all => Vec::new(),
-            Some(hold) => match hold.lease.said().await {
-                Ok(said) => said,
-                Err(_) => {
-                    tape.deny(Denial::Unproven(REDIS_BACK));
-                    let outcome = Outcome::Interrupted;
-                    return self.say(Plea::Done { turn, session, outcome, context_percent: None }).await;
+        if let Some((hold, key)) = hold.zip(ask.key.clone()) {
+            // From here on the process knows what this turn tells it.
+            self.know((ask.pool.clone(), key), Known { print: hold.print, version: hold.lease.version() });
+        }
+        // Without a lease, turns before it may have gone on with the conversation while it waited.
+        let step = conversation::step(&self.print(ask), &ask.messages).ok()?;
+        let (outcome, context_percent) = match self.knowledge(ask, &step, fresh, &seat) {
+            Knowledge::Other => (Outcome::Forgot, None),
+            knowledge => {
+                tape.write(Note::Began);
+                let fresh = knowledge == Knowledge::Nothing;
+                let step = if fresh { self.begin_anew(ask, step) } else { step };
+                let is_told_all = fresh && matches!(step, Step::On { appended: true, .. });
+                match if is_told_all { self.said(ask, hold).await } else { Ok(Vec::new()) } {
+                    Ok(stored) => {
+                        let prompt = prompt(turn, ask, fresh, &stored, step);
+                        let taken = Taken { turn, session, seat: &seat, ask, step, tape, hold };
+                        self.listen(taken, prompt, lost).await
+                    }
+                    Err(Cut(_)) => {
+                        tape.deny(Denial::Unproven(REDIS_BACK));
+                        (Outcome::Interrupted, None)
+                    }
                 }
-            },
-            None => self.stored(&ask),
+            }
         };
-        let prompt = prompt(turn, &ask, fresh, &stored, step);
-        let taken = Taken { turn, session, seat: &seat, ask: &ask, step, tape, hold: hold.as_ref() };
-        let (outcome, context_percent) = self.listen(taken, prompt, lost).await;
+        // Whoever has it next may be told at once.
+        let again = (outcome == Outcome::Forgot).then(|| self.wait(turn));
         self.say(Plea::Done { turn, session, outcome, context_percent }).await;
+        again
+    }
+
+    /// What was said in a turn's conversation, wherever that is kept.
+    async fn said(&self, ask: &Ask, hold: Option<&Hold>) -> Result<Vec<Message>, Cut> {
+        match hold {
+            Some(hold) => hold.lease.said().await,
+            None => Ok(self.stored(ask)),
+        }
     }
 
     /// The answer that another machine gave to the same request a moment ago.
@@ -619,6 +675,8 @@ impl Turns {
     ) -> (Outcome, Option<f64>) {
         let Taken { turn, session, seat, ask, step, tape, hold } = taken;
         let mut answer = seat.agent.turn(prompt);
+        // It is the first on an agent that was to take its conversation up again, if it did.
+        let is_trial = seat.is_on_trial.replace(false);
         let mut text = String::new();
         // When the supervisor is to be told that something came.
         let mut tell: Option<Instant> = None;
@@ -650,6 +708,14 @@ impl Turns {
                     continue;
                 }
             };
+            let is_stopped = is_left || seat.interrupted.borrow().is_some();
+            if is_trial
+                && !is_stopped
+                && text.is_empty()
+                && piece.as_ref().is_some_and(|one| is_forgetful(one, !has_come))
+            {
+                return (Outcome::Forgot, None);
+            }
             tell = tell.or_else(|| Some(Instant::now() + if has_come { HEARD_EVERY } else { SOON }));
             has_come = true;
             match piece {
@@ -663,7 +729,7 @@ impl Turns {
                     tape.write(Note::Delta(delta));
                 }
                 Some(Piece::Alive) => {}
-                Some(Piece::Final { text: whole, usage, context_percent, .. }) => {
+                Some(Piece::Final { text: whole, usage, context_percent, agent_session }) => {
                     let given = if ask.is_streamed && !text.is_empty() { Some(text.clone()) } else { None };
                     let text = whole.unwrap_or(text);
                     if seat.is_exec
@@ -694,6 +760,7 @@ impl Turns {
                                 }
                             }
                         }
+                        self.note_agent(ask, agent_session);
                     }
                     tape.write(Note::Final(text, usage));
                     return (Outcome::Answered, context_percent);

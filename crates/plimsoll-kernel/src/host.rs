@@ -73,6 +73,7 @@ pub fn look(query: Query) -> HostFacts {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         processors: processors(),
         is_root: rustix::process::geteuid().is_root(),
+        landlock: crate::landlock::version(),
         tier,
         container: container::detect(),
         memory,

@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod host;
 pub mod kmsg;
+pub mod landlock;
 pub mod procfs;
 pub mod pty;
 pub mod resident;

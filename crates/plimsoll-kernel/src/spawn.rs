@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use rustix::fs::{Mode, OFlags};
 
 use crate::KernelError;
+use crate::landlock::{self, Ruleset};
 use crate::signal::SignalSet;
 
 /// Which side of a fork this is.
@@ -167,6 +168,8 @@ pub struct Launch<'a> {
     pub oom_score_adj: Option<i16>,
     /// The user and group that it becomes, without further groups; `None` stays who we are. Needs root.
     pub user: Option<u32>,
+    /// What it may reach, with all that it starts; `None` is what its user may.
+    pub bounds: Option<&'a Ruleset>,
     /// Its place in job control.
     pub job: Job,
     /// The signal mask that it gets.
@@ -213,6 +216,8 @@ pub enum Step {
     Exec = 6,
     /// User and group.
     User = 7,
+    /// Landlock.
+    Bounds = 8,
 }
 
 impl std::fmt::Display for Step {
@@ -225,6 +230,7 @@ impl std::fmt::Display for Step {
             Self::Stdio => "cannot set up stdin, stdout or stderr",
             Self::Exec => "cannot execute",
             Self::User => "cannot become the session's user",
+            Self::Bounds => "cannot be kept to its own folders",
         })
     }
 }
@@ -305,6 +311,7 @@ impl Launch<'_> {
             4 => Step::Workdir,
             5 => Step::Stdio,
             7 => Step::User,
+            8 => Step::Bounds,
             _ => Step::Exec,
         };
         if step == Step::Exec
@@ -477,6 +484,11 @@ impl Child<'_, '_> {
                 if !is_done {
                     return Step::User;
                 }
+            }
+            if let Some(bounds) = self.launch.bounds
+                && !landlock::put_in_force(bounds.as_raw())
+            {
+                return Step::Bounds;
             }
             // Rust's start-up ignores SIGPIPE; what else was ignored when we were started (nohup) stays ignored.
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);

@@ -16,6 +16,8 @@ pub struct HostFacts {
     pub processors: u32,
     /// We are root (of our user namespace).
     pub is_root: bool,
+    /// The version of Landlock that is in force.
+    pub landlock: Option<u32>,
     /// The boundary that a tree gets.
     pub tier: Tier,
     /// The container we are in.

@@ -96,19 +96,21 @@ pub enum Reuse {
 /// How a conversation goes on in a new process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Rehydrate {
-    /// The agent takes its own history up again (`--resume`), where its protocol can; else as `Replay`.
+    /// A process is started for the conversation, and its agent takes its own transcript up again (`--resume`); where there is
+    /// none, or its protocol has no word for that, as `Replay`.
     #[default]
     Resume,
     /// It is told the stored history.
     Replay,
-    /// It begins anew.
+    /// It begins anew: what was said before counts no longer. A client that sends its whole history with each request is
+    /// heard all the same, as that is what it asks.
     None,
 }
 
 /// Whether sessions are kept apart from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Isolation {
-    /// A home, a temporary folder, a working folder and, as root, a user for each.
+    /// A home, a temporary folder, a working folder and, as root, a user for each; else Landlock where the kernel has it.
     #[default]
     Session,
     /// All run as we do, in the pool's `working_dir`.

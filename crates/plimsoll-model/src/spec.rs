@@ -68,6 +68,17 @@ pub struct LogSpec {
     pub overflow: Overflow,
 }
 
+/// What a tree may reach of the file system, where the kernel can see to that (Landlock).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// Folders that it may do everything in: nowhere else can it write.
+    pub own: Vec<PathBuf>,
+    /// Folders that it may look at, although they are in hidden ones.
+    pub shown: Vec<PathBuf>,
+    /// Folders that it may not look at.
+    pub hidden: Vec<PathBuf>,
+}
+
 /// One run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunSpec {
@@ -93,4 +104,6 @@ pub struct RunSpec {
     pub idle_timeout: Option<Duration>,
     /// The log, if output is to be logged.
     pub log: Option<LogSpec>,
+    /// What it may reach; `None` is what its user may.
+    pub bounds: Option<Bounds>,
 }

@@ -390,6 +390,7 @@ mod tests {
             timeout: None,
             idle_timeout: None,
             log: None,
+            bounds: None,
         };
         let watchdog = probe(BoundaryChoice::Watchdog, None).unwrap();
         assert_eq!(swap_limit(&spec, &watchdog), None);

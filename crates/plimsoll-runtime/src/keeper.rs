@@ -20,6 +20,7 @@ use plimsoll_kernel::busy::{BusyGauge, BusyMark};
 use plimsoll_kernel::cgroup::probe::Surrounding;
 use plimsoll_kernel::cgroup::{surroundings, teardown};
 use plimsoll_kernel::clock::{self, Instant};
+use plimsoll_kernel::landlock::Ruleset;
 use plimsoll_kernel::procfs::Process;
 use plimsoll_kernel::pty::is_in_foreground;
 use plimsoll_kernel::signal::{self, SignalFd, SignalSet};
@@ -237,6 +238,7 @@ impl<'a> Keeper<'a> {
             .collect();
         env.extend(spec.env.iter().cloned());
         env.push((TAG.into(), id.as_str().into()));
+        let bounds = spec.bounds.as_ref().map(Ruleset::of).transpose()?.flatten();
         let launch = Launch {
             command: &spec.command,
             env,
@@ -247,6 +249,7 @@ impl<'a> Keeper<'a> {
             lock: Some(registration.as_fd()),
             oom_score_adj: spec.limits.oom_score_adj,
             user: None,
+            bounds: bounds.as_ref(),
             job: match ends.terminal() {
                 Some(pty) if ends.in_foreground() => Job::Foreground(pty.slave().as_raw_fd()),
                 _ => *job,

@@ -58,6 +58,8 @@ pub struct Report {
     pub oom_kills: u64,
     /// Turns that got a session.
     pub turns: u64,
+    /// Sessions that were started to take a conversation up again.
+    pub resumed: u64,
     /// Of all effects, in order: equal for equal runs.
     pub digest: u64,
 }

@@ -165,7 +165,7 @@ fn pool(random: &mut Random) -> PoolSpec {
         stall_timeout: random.ms(1000, 10_000),
         turn_timeout: random.ms(5000, 30_000),
         queue: QueueSpec { max: random.between(1, 10) as u32, timeout: random.ms(1000, 30_000) },
-        rehydrate: Rehydrate::Resume,
+        rehydrate: if random.one_in(4) { Rehydrate::Replay } else { Rehydrate::Resume },
         max_line: 1 << 20,
         isolation: Isolation::None,
         pass_environment: Vec::new(),

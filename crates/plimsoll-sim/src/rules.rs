@@ -393,7 +393,9 @@ impl Rules {
     fn effect(&mut self, now: Duration, effect: &Effect) -> Result<(), Broken> {
         self.turns.effect(effect)?;
         match effect {
-            Effect::Start { instance, limits, .. } => self.start(now, instance, limits.memory.unwrap_or(u64::MAX)),
+            Effect::Start { instance, limits, resumes, .. } => {
+                self.start(now, instance, limits.memory.unwrap_or(u64::MAX), resumes.as_ref())
+            }
             Effect::Stop { instance, grace, .. } => {
                 self.leave(instance)?;
                 let tree = self.tree(instance, "a stop")?;
@@ -543,10 +545,10 @@ impl Rules {
     }
 
     /// A start: it is wanted, it may be, and there is room.
-    fn start(&mut self, now: Duration, instance: &Instance, line: u64) -> Result<(), Broken> {
+    fn start(&mut self, now: Duration, instance: &Instance, line: u64, resumes: Option<&Name>) -> Result<(), Broken> {
         let (budget, is_down) = (self.budget, self.is_down);
         if self.turns.pool(&instance.service).is_some() && !is_down {
-            self.turns.start(instance)?;
+            self.turns.start(instance, resumes)?;
             return self.start_anything(instance, self.spec.pools[&*instance.service].process.priority);
         }
         let Some(service) = self.services.get(&instance.service).filter(|service| service.is_wanted && !is_down) else {

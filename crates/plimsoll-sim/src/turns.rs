@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use plimsoll_core::stack::input::Outcome;
 use plimsoll_core::stack::{Effect, Input, Instance, Name, Turn};
-use plimsoll_model::pool::{PoolSpec, Reuse};
+use plimsoll_model::pool::{PoolSpec, Protocol, Rehydrate, Reuse};
 use plimsoll_model::stack::StackSpec;
 
 use crate::rules::Broken;
@@ -18,6 +19,8 @@ struct Session {
     owner: Option<Option<Name>>,
     turn: Option<Turn>,
     turns: u32,
+    /// It was started to take its conversation up again, and had no turn yet.
+    resumes: bool,
     most_turns: Option<u32>,
     /// From an end of input to a kill, the wait for a turn included.
     patience: Duration,
@@ -29,6 +32,8 @@ struct Asked {
     key: Option<Name>,
     /// The process that had its conversation, and is of no use for it.
     not: Option<Instance>,
+    /// An agent that is started for it may take its conversation up again.
+    resumes: bool,
 }
 
 /// Pools, as they were told of.
@@ -61,13 +66,14 @@ impl Turns {
 
     pub(crate) fn input(&mut self, input: &Input) {
         match input {
-            Input::Ask { turn, pool, key, is_anew } => {
+            Input::Ask { turn, pool, key, is_anew, resumes } => {
                 let has = |(instance, session): (&Instance, &Session)| {
                     let is_its = instance.service == *pool && key.is_some() && session.owner.as_ref() == Some(key);
                     is_its.then(|| instance.clone())
                 };
                 let not = self.sessions.iter().find_map(has).filter(|_| *is_anew);
-                self.waiting.insert(*turn, Asked { pool: pool.clone(), key: key.clone(), not });
+                let resumes = *resumes && !*is_anew && key.is_some();
+                self.waiting.insert(*turn, Asked { pool: pool.clone(), key: key.clone(), not, resumes });
             }
             Input::Withdraw { turn } => {
                 self.waiting.remove(turn);
@@ -77,23 +83,45 @@ impl Turns {
                     session.is_ready = true;
                 }
             }
-            Input::TurnDone { turn, instance, .. } => {
+            Input::TurnDone { turn, instance, outcome, .. } => {
                 if let Some(session) = self.sessions.get_mut(instance)
                     && session.turn == Some(*turn)
                 {
                     session.turn = None;
                     session.turns += 1;
+                    if *outcome == Outcome::Forgot {
+                        let (pool, key) = (instance.service.clone(), session.owner.clone().flatten());
+                        self.not_resumed(&pool, key.as_ref());
+                        let not = Some(instance.clone());
+                        self.waiting.insert(*turn, Asked { pool, key, not, resumes: false });
+                    }
                 }
             }
             Input::StartFailed { instance, .. } | Input::Exited { instance, .. } => {
-                self.sessions.remove(instance);
+                let session = self.sessions.remove(instance);
+                // What has ended before its first turn is not started for the same turns again.
+                if let Some(session) = session.filter(|session| session.resumes) {
+                    self.not_resumed(&instance.service, session.owner.flatten().as_ref());
+                }
             }
             _ => {}
         }
     }
 
-    /// A start of a pool's process.
-    pub(crate) fn start(&mut self, instance: &Instance) -> Result<(), Broken> {
+    /// Whoever waits with this conversation is told what was said: no agent takes it up again.
+    fn not_resumed(&mut self, pool: &Name, key: Option<&Name>) {
+        let waiting = self.waiting.values_mut().filter(|one| one.pool == *pool && one.key.as_ref() == key);
+        waiting.for_each(|one| one.resumes = false);
+    }
+
+    /// A start of a pool's process, for one conversation alone where it is to be taken up again.
+    pub(crate) fn start(&mut self, instance: &Instance, resumes: Option<&Name>) -> Result<(), Broken> {
+        let of_key =
+            |session: &Session| resumes.is_some() && session.owner.as_ref().and_then(Option::as_ref) == resumes;
+        let same = self.sessions.iter().find(|(other, one)| other.service == instance.service && of_key(one));
+        if let Some((other, _)) = same {
+            return Err(("one process", format!("{resumes:?} has {other}, and {instance} is started for it")));
+        }
         let Some(pool) = self.pools.get(&instance.service) else {
             return Err(("wanted", format!("{instance} starts, and there is no such pool")));
         };
@@ -102,12 +130,21 @@ impl Turns {
         if there >= most {
             return Err(("sessions", format!("{instance} is one more than {most}")));
         }
+        if let Some(key) = resumes {
+            let may = pool.rehydrate == Rehydrate::Resume && pool.protocol == Protocol::Claude;
+            let its = |one: &&Asked| one.pool == instance.service && one.key.as_ref() == Some(key) && one.resumes;
+            if !may || !self.waiting.values().any(|one| its(&one)) {
+                return Err(("resumes", format!("{instance} is to take up {key}, and nobody asks for that")));
+            }
+            self.one_more_is_owned(instance)?;
+        }
         let session = Session {
             is_ready: false,
             is_leaving: false,
-            owner: None,
+            owner: resumes.map(|key| Some(key.clone())),
             turn: None,
             turns: 0,
+            resumes: resumes.is_some(),
             most_turns: pool.max_turns,
             patience: pool.process.stop_grace_period * 3,
         };
@@ -115,9 +152,19 @@ impl Turns {
         Ok(())
     }
 
+    /// A process becomes somebody's: of those there are `max_sessions` at most.
+    fn one_more_is_owned(&self, instance: &Instance) -> Result<(), Broken> {
+        let others = self.sessions.iter().filter(|(other, _)| *other != instance && other.service == instance.service);
+        let owned = others.filter(|(_, session)| session.owner.is_some()).count();
+        match self.pools.get(&instance.service).map(|pool| pool.max_sessions as usize) {
+            Some(most) if owned >= most => Err(("owned", format!("{instance} is somebody's, as {owned} others are"))),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn effect(&mut self, effect: &Effect) -> Result<(), Broken> {
         match effect {
-            Effect::Assign { turn, instance, fresh } => self.assign(*turn, instance, *fresh),
+            Effect::Assign { turn, instance, key, fresh } => self.assign(*turn, instance, key.as_ref(), *fresh),
             Effect::Deny { turn, denial } => match self.waiting.remove(turn) {
                 Some(_) => Ok(()),
                 None => Err(("turns", format!("{turn:?} is denied ({denial:?}), and does not wait"))),
@@ -139,12 +186,15 @@ impl Turns {
         }
     }
 
-    fn assign(&mut self, turn: Turn, instance: &Instance, fresh: bool) -> Result<(), Broken> {
+    fn assign(&mut self, turn: Turn, instance: &Instance, key: Option<&Name>, fresh: bool) -> Result<(), Broken> {
         let Some(asked) = self.waiting.remove(&turn) else {
             return Err(("turns", format!("{turn:?} is assigned, and does not wait")));
         };
         if asked.pool != instance.service {
             return Err(("turns", format!("{turn:?} is for {}, and {instance} gets it", asked.pool)));
+        }
+        if asked.key.as_ref() != key {
+            return Err(("turns", format!("{turn:?} is of {:?}, and is assigned as of {key:?}", asked.key)));
         }
         if asked.key.is_some()
             && let Some((earlier, _)) = self
@@ -166,6 +216,9 @@ impl Turns {
         if let Some((other, _)) = same {
             return Err(("one process", format!("{:?} has {other} and gets {instance}", asked.key)));
         }
+        if self.sessions.get(instance).is_some_and(|session| session.owner.is_none()) {
+            self.one_more_is_owned(instance)?;
+        }
         let reuse = self.pools.get(&asked.pool).map(|pool| pool.reuse);
         let Some(session) = self.sessions.get_mut(instance) else {
             return Err(("turns", format!("{turn:?} gets {instance}, which is not there")));
@@ -186,6 +239,7 @@ impl Turns {
         }
         session.owner = Some(asked.key);
         session.turn = Some(turn);
+        session.resumes = false;
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Time, and what happens in it: the machine, the operators, and a core that is told of both.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +64,8 @@ pub(crate) struct World {
     turns: u64,
     /// Turns that agents have.
     running: BTreeMap<Instance, Turn>,
+    /// Sessions that were started to take a conversation up again, before their first turn.
+    resuming: BTreeSet<Instance>,
     /// Inputs at one instant so far.
     at_once: (Duration, u32),
     /// Instances that once were, for news of them that come late.
@@ -103,6 +105,7 @@ impl World {
             requests: 0,
             turns: 0,
             running: BTreeMap::new(),
+            resuming: BTreeSet::new(),
             at_once: (now, 0),
             former: VecDeque::new(),
             report: Report::default(),
@@ -211,11 +214,15 @@ impl World {
     fn take_turn(&mut self, instance: Instance, turn: Turn) {
         self.report.turns += 1;
         self.running.insert(instance.clone(), turn);
+        let is_resumed = self.resuming.remove(&instance);
         if self.part != Part::Trouble {
             return self.answer(Duration::from_millis(50), instance, turn, Outcome::Answered);
         }
         let first = self.random.ms(1, 4000);
         let whole = first + self.random.ms(1, 6000);
+        if is_resumed && self.random.one_in(4) {
+            return self.answer(first, instance, turn, Outcome::Forgot);
+        }
         match self.random.between(0, 9) {
             // It hangs for ever, or in the middle.
             0 => {}
@@ -251,12 +258,14 @@ impl World {
                         pool: pool.clone(),
                         key: Some(key.clone()),
                         is_anew: false,
+                        resumes: self.random.one_in(3),
                     };
                     self.step(ask)?;
                 }
                 self.turns += 1;
                 let key = self.random.percent(70).then_some(key);
-                Input::Ask { turn: Turn(self.turns), pool, key, is_anew: self.random.one_in(8) }
+                let (is_anew, resumes) = (self.random.one_in(8), self.random.one_in(3));
+                Input::Ask { turn: Turn(self.turns), pool, key, is_anew, resumes }
             }
         };
         self.step(input)
@@ -479,8 +488,9 @@ impl World {
         self.stack.step(self.now, input, &mut effects);
         for effect in &effects {
             self.note(|| match effect {
-                Effect::Start { instance, limits, attempt, .. } => {
-                    format!("  Start {instance:?} with {} MiB, attempt {attempt}", limits.memory.unwrap_or(0) / MIB)
+                Effect::Start { instance, limits, attempt, resumes, .. } => {
+                    let mib = limits.memory.unwrap_or(0) / MIB;
+                    format!("  Start {instance:?} with {mib} MiB, attempt {attempt}, resumes {resumes:?}")
                 }
                 Effect::Probe { instance, probe, .. } => format!("  Probe {instance:?} {probe}"),
                 other => format!("  {other:?}"),
@@ -509,9 +519,13 @@ impl World {
         let now = self.now;
         let is_trouble = self.part == Part::Trouble;
         match effect {
-            Effect::Start { instance, limits, .. } => {
+            Effect::Start { instance, limits, resumes, .. } => {
                 instance.hash(&mut self.digest);
                 self.report.starts += 1;
+                if resumes.is_some() {
+                    self.report.resumed += 1;
+                    self.resuming.insert(instance.clone());
+                }
                 let line = limits.memory.unwrap_or(self.machine.total);
                 let life = if is_trouble {
                     makeup::life(&mut self.random, &instance.service, line)
@@ -558,7 +572,10 @@ impl World {
             Effect::Hangup { instance, decision } if !is_trouble || !self.random.one_in(3) => {
                 self.machine.stop(now, &instance, &decision);
             }
-            Effect::SessionGone { instance, .. } => drop(self.running.remove(&instance)),
+            Effect::SessionGone { instance, .. } => {
+                self.running.remove(&instance);
+                self.resuming.remove(&instance);
+            }
             Effect::Emit(Event::Evicted { .. }) => self.report.evictions += 1,
             _ => {}
         }

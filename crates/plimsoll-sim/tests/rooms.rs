@@ -150,7 +150,7 @@ impl Day {
         self.turns += 1;
         self.asked.insert(self.turns);
         let key = Some(Name::from(format!("room{room}").as_str()));
-        self.step(Input::Ask { turn: Turn(self.turns), pool: Name::from("bot"), key, is_anew: false });
+        self.step(Input::Ask { turn: Turn(self.turns), pool: Name::from("bot"), key, is_anew: false, resumes: false });
         // Some rooms are lively for a while, and some sleep for hours.
         let pause =
             if self.random.one_in(3) { self.random.ms(1000, 60_000) } else { self.random.ms(60_000, 5_400_000) };

@@ -1,6 +1,7 @@
 //! What has to survive a crash, and where it lies.
 //!
 //! - [`paths`]: the two directories that hold all that Plimsoll writes unasked.
+//! - [`agents`]: what agents call their conversations, and their transcripts of them.
 //! - [`certificates`]: how trees ended, one SQLite file with a bounded history.
 //! - [`inbox`]: certificates on their way into that file, a line each.
 //! - [`occupied`]: one `up` a state directory.
@@ -8,6 +9,7 @@
 //!
 //! Nothing here decides and nothing here prints: what a caller ought to tell its user comes back as a value.
 
+pub mod agents;
 pub mod certificates;
 pub mod conversations;
 pub mod inbox;

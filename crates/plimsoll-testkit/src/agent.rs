@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! plimsoll-testkit agent --protocol claude|jsonl|exec [--start DEED]… [--every DEED]… [--script FILE]
-//!                        [--state DIR] [--resume ID] [--session-id ID] [--ids] [--window TOKENS] [-v]
+//!                        [--state DIR] [--resume ID] [--session-id ID] [--late-refusal] [--ids] [--window TOKENS] [-v]
 //! ```
 //! It answers `echo: ` and what it was asked, and some questions otherwise: `pid`, `turns` (which turn of this process it
 //! is), `history` (all that it was told, by ` | `), `stage` (of memory, as it was told), `children` (their pids). Lines of the question that are [`Deed`]s (`!leak 10m`, `!exit 3`) are
@@ -13,8 +13,11 @@
 //! ```json
 //! {"start": ["!sleep 1s"], "every": ["!leak 1m"], "turns": [["!deltas 5", "the answer"], ["!exit 3"]]}
 //! ```
-//! With `--state` a conversation outlives its process and is taken up again by `--resume`. `PLIMSOLL_AGENT_SCRIPT` and
-//! `PLIMSOLL_AGENT_STATE` stand for the two options where a command cannot be changed. What it does not know of the real
+//! As `claude` it keeps a transcript as the real one does: `~/.claude/projects/FOLDER/ID.jsonl`, where the folder is the one
+//! that it works in, every other character than letters and digits a dash (claude-code #58591), a line a message.
+//! `--resume ID` takes that up again; where it is not there, the process ends with what the real one says, or with
+//! `--late-refusal` its first turn fails with that. `--state` keeps transcripts in a folder of one's choice instead.
+//! `PLIMSOLL_AGENT_SCRIPT` and `PLIMSOLL_AGENT_STATE` stand for two options where a command cannot be changed. What it does not know of the real
 //! one's flags it skips. No read ahead, no thread: it starts in a moment and answers with one write.
 
 mod deed;
@@ -68,7 +71,10 @@ struct Agent {
     inbox: Inbox,
     script: Value,
     every: Vec<Deed>,
+    /// Where its transcripts are.
     state: Option<PathBuf>,
+    /// What it says of the conversation that it was to take up again, and has not.
+    refusal: Option<String>,
     history: Vec<String>,
     turns: usize,
     asked: u64,
@@ -154,6 +160,7 @@ impl Agent {
             Some("exec") => Protocol::Exec,
             _ => Protocol::Claude { partial: flag(args, "--include-partial-messages") },
         };
+        let state = state.or_else(|| if matches!(protocol, Protocol::Claude { .. }) { projects() } else { None });
         let window = value(args, "--window").map_or(200_000, |text| text.parse().expect("tokens"));
         let model = value(args, "--model").unwrap_or_else(|| "fake-1".to_owned());
         let mut every = all(args, "--every");
@@ -165,6 +172,7 @@ impl Agent {
             script,
             every,
             state,
+            refusal: None,
             history: Vec::new(),
             turns: 0,
             asked: 0,
@@ -174,12 +182,20 @@ impl Agent {
             held: Vec::new(),
             children: Vec::new(),
         };
-        if let (Some(file), Some(id)) = (agent.transcript(), &resumed) {
-            let Ok(text) = std::fs::read_to_string(file) else {
-                eprintln!("No conversation found with session ID: {id}");
+        if let Some(id) = resumed.filter(|_| matches!(protocol, Protocol::Claude { .. })) {
+            let transcript = agent.transcript().and_then(|file| std::fs::read_to_string(file).ok());
+            let Some(transcript) = transcript else {
+                let refusal = format!("No conversation found with session ID: {id}");
+                if flag(args, "--late-refusal") {
+                    agent.refusal = Some(refusal);
+                    return Ok(agent);
+                }
+                eprintln!("{refusal}");
                 return Err(ExitCode::FAILURE);
             };
-            agent.history = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            let lines = transcript.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let told = lines.filter(|line| line["type"] == "user").map(|line| text_of(&line["message"]["content"]));
+            agent.history = told.collect();
         }
         Ok(agent)
     }
@@ -190,13 +206,17 @@ impl Agent {
         self.state.as_ref().map(|folder| folder.join(format!("{name}.jsonl")))
     }
 
-    fn remember(&mut self, told: Vec<String>) {
-        if let Some(file) = self.transcript() {
-            let text: String = told.iter().map(|text| format!("{}\n", json!(text))).collect();
-            let open = std::fs::OpenOptions::new().append(true).create(true).open(file);
-            open.and_then(|mut open| open.write_all(text.as_bytes())).expect("the state's folder");
-        }
-        self.history.extend(told);
+    /// Writes down what was said, by `user` or `assistant`.
+    fn remember(&mut self, role: &str, said: &[String]) {
+        let Some(file) = self.transcript() else { return };
+        let line = |text: &String| {
+            let message = json!({"role": role, "content": text});
+            format!("{}\n", json!({"type": role, "sessionId": self.voice.session(), "message": message}))
+        };
+        let text: String = said.iter().map(line).collect();
+        let made = file.parent().map_or(Ok(()), std::fs::create_dir_all);
+        let open = made.and_then(|()| std::fs::OpenOptions::new().append(true).create(true).open(file));
+        open.and_then(|mut open| open.write_all(text.as_bytes())).expect("the transcript");
     }
 
     fn live(&mut self) -> Step {
@@ -296,7 +316,12 @@ impl Agent {
     fn turn(&mut self, question: Question) -> Step {
         self.turns += 1;
         let Question { id, text, told } = question;
-        self.remember(told);
+        if let Some(refusal) = &self.refusal {
+            self.voice.refused(refusal);
+            return self.voice.flush();
+        }
+        self.remember("user", &told);
+        self.history.extend(told);
         self.voice.begin(&id);
         let asked: Vec<Deed> = text.lines().map(Deed::parse).collect();
         let mut deeds = self.every.clone();
@@ -354,6 +379,7 @@ impl Agent {
             }
         }
         let words = self.history.iter().map(|text| text.split_whitespace().count()).sum();
+        self.remember("assistant", &[answer.to_owned()]);
         self.voice.last(answer, words);
         if manner.twice {
             self.voice.again("a second answer", words);
@@ -408,6 +434,19 @@ impl Agent {
             Deed::Read(path) => {
                 let read = std::fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
                 manner.say = Some(read.unwrap_or_else(|error| format!("cannot read: {}", error.kind())));
+            }
+            Deed::Write(path) => {
+                let written = std::fs::write(path, "words");
+                manner.say = Some(match written {
+                    Ok(()) => "written".to_owned(),
+                    Err(error) => format!("cannot write: {}", error.kind()),
+                });
+            }
+            Deed::Signal(pid) => {
+                manner.say = Some(match signal::send(pid, 0) {
+                    Ok(()) => "allowed".to_owned(),
+                    Err(error) => format!("cannot signal: {error}"),
+                });
             }
             Deed::Tool => return self.tool(manner, &id),
         }
@@ -466,6 +505,15 @@ impl Manner {
             cut: None,
         }
     }
+}
+
+/// Where the real one keeps the transcripts of conversations in this folder.
+fn projects() -> Option<PathBuf> {
+    let config = std::env::var_os("CLAUDE_CONFIG_DIR").map(PathBuf::from);
+    let config = config.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".claude")))?;
+    let dash = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
+    let folder: String = std::env::current_dir().ok()?.to_str()?.chars().map(dash).collect();
+    Some(config.join("projects").join(folder))
 }
 
 /// A message's content: a text, or a list of blocks.

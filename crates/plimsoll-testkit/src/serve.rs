@@ -7,6 +7,7 @@ mod clients;
 mod lives;
 mod machines;
 mod overload;
+mod past;
 mod protocols;
 mod queue;
 mod refusals;
@@ -44,6 +45,13 @@ const CASES: &[Case] = cases![
     lives::whoever_ignores_everything_is_ended,
     lives::closed_on_request,
     lives::a_conversation_outlives_the_supervisor,
+    past::an_agent_takes_its_conversation_up_again,
+    past::a_transcript_outlives_the_supervisor,
+    past::a_transcript_that_is_lost,
+    past::an_agent_that_does_not_find_it,
+    past::an_agent_that_does_not_find_it_when_asked,
+    past::a_conversation_is_told,
+    past::a_conversation_is_forgotten,
     watchdogs::a_start_that_takes_too_long,
     watchdogs::a_first_byte_that_does_not_come,
     watchdogs::an_agent_that_hears_nothing,

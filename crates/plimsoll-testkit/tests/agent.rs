@@ -39,6 +39,8 @@ impl Drop for Live {
 fn adopt(protocol: Protocol, max_line: u64, words: &[&str]) -> Live {
     let mut child = std::process::Command::new(words[0])
         .args(&words[1..])
+        // It keeps transcripts as the real one does, and not among those of whoever tests.
+        .env("HOME", env!("CARGO_TARGET_TMPDIR"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -229,6 +229,8 @@ fn pools() {
         ("protocol: exec\nmax_turns: 3", "warning: `max_turns` has no effect: `protocol: exec` has a process a turn"),
         ("protocol: exec\nmax_context: 3%", "warning: `max_context` has no effect"),
         ("protocol: jsonl\nmax_context: 3%", "warning: `max_context` has no effect"),
+        ("protocol: jsonl\nrehydrate: resume", "warning: `rehydrate` has no effect: `protocol: claude` alone"),
+        ("protocol: exec\nrehydrate: resume", "warning: `rehydrate` has no effect: `protocol: claude` alone"),
     ] {
         let told = of_pool(lines);
         assert!(told.contains(message), "{lines}\n{told}");

@@ -13,6 +13,7 @@ fn healthy() -> HostFacts {
         kernel: "6.12.48-cloud-amd64".into(),
         processors: 4,
         is_root: true,
+        landlock: Some(7),
         tier: Tier {
             boundary: Boundary::Cgroup2,
             reason: "the unified hierarchy is writable".into(),
@@ -237,6 +238,11 @@ fn isolation() {
     assert_eq!(super::isolation(&healthy()).status, Status::Ok);
     let alone = super::isolation(&HostFacts { is_root: false, ..healthy() });
     assert!(alone.status == Status::Warn && alone.found.contains("one user") && alone.fix.contains("as root"));
+    assert!(alone.found.contains("Landlock (version 7)"), "{}", alone.found);
+    let old = super::isolation(&HostFacts { is_root: false, landlock: Some(3), ..healthy() });
+    assert!(old.status == Status::Warn && old.found.contains("signal each other"), "{}", old.found);
+    let none = super::isolation(&HostFacts { is_root: false, landlock: None, ..healthy() });
+    assert!(none.status == Status::Warn && none.found.contains("no Landlock"), "{}", none.found);
     let mut facts = healthy();
     facts.tier.boundary = Boundary::Watchdog;
     assert_eq!(super::isolation(&facts).status, Status::Warn);

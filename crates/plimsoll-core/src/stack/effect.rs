@@ -27,6 +27,8 @@ pub enum Effect {
         wants_port: bool,
         /// How the start counts in its row of restarts: 0 is none.
         attempt: u32,
+        /// It is for this conversation alone, which its agent has had before and is to take up again.
+        resumes: Option<Name>,
     },
     /// Ask the root to end: send the signal and keep the decision for the certificate. When the grace is over `Kill`
     /// follows from here.
@@ -130,6 +132,8 @@ pub enum Effect {
         turn: Turn,
         /// Which session.
         instance: Instance,
+        /// Its conversation.
+        key: Option<Name>,
         /// The process knows nothing of the turn's conversation.
         fresh: bool,
     },

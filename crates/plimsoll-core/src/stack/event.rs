@@ -111,6 +111,8 @@ pub enum Recycle {
     Cancelled,
     /// The conversation went otherwise than it knows.
     Diverged,
+    /// It was started to take its conversation up again, and knows nothing of it.
+    Forgot,
     /// Its agent ended, or spoke no sense.
     Broken {
         /// In words.
@@ -149,6 +151,7 @@ impl fmt::Display for Recycle {
             },
             Self::Cancelled => f.write_str("whoever asked has gone"),
             Self::Diverged => f.write_str("its conversation went otherwise than it knows"),
+            Self::Forgot => f.write_str("it knows nothing of the conversation that it was to take up again"),
             Self::Broken { why } => f.write_str(why),
         }
     }

@@ -93,6 +93,8 @@ pub enum Input {
         key: Option<Name>,
         /// The conversation went otherwise than the process knows that has it: another one is needed.
         is_anew: bool,
+        /// Where no process has the conversation, an agent can take it up by itself: one is started for it alone.
+        resumes: bool,
     },
     /// Whoever asked for a turn has gone.
     Withdraw {
@@ -147,6 +149,9 @@ pub enum Outcome {
     Interrupted,
     /// The session is of no more use: why, in words.
     Broken(String),
+    /// It was started to take its conversation up again, and knows nothing of it. Nothing was done of the turn: it waits for
+    /// another process, which is told.
+    Forgot,
 }
 
 /// What somebody asks for.

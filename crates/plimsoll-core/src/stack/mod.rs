@@ -183,8 +183,8 @@ impl Stack {
             Input::Drained { instance } => self.drained(&instance, effects),
             Input::Livelocked { instance, usage, limit } => self.livelocked(&instance, usage, limit, effects),
             Input::Left { request } => self.left(request),
-            Input::Ask { turn, pool, key, is_anew } => {
-                self.ask(Asked { turn, key, is_anew, since: self.now }, &pool, effects)
+            Input::Ask { turn, pool, key, is_anew, resumes } => {
+                self.ask(Asked { turn, key, is_anew, resumes, since: self.now }, &pool, effects)
             }
             Input::Withdraw { turn } => self.withdraw(turn, effects),
             Input::Ready { instance } => self.ready(&instance, effects),

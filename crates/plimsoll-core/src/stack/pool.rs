@@ -8,6 +8,9 @@
 //! ```
 //! A process takes on the first conversation that comes, and then keeps to it. When it is replaced, its conversation waits
 //! until nothing is left of the old one: a pool never has more processes than `max_sessions` and `warm` together.
+//!
+//! A conversation that its agent can take up by itself (`--resume`) gets no process that runs already: one is started for it
+//! alone, and is its own from the beginning.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -64,6 +67,8 @@ pub(super) struct Asked {
     pub(super) key: Option<Name>,
     /// The process that knows its conversation is of no use for it.
     pub(super) is_anew: bool,
+    /// An agent that is started for it can take its conversation up again.
+    pub(super) resumes: bool,
     pub(super) since: Duration,
 }
 
@@ -81,6 +86,8 @@ pub(super) struct Session {
     pub(super) has_spoken: bool,
     /// Nobody waits for it: it is for those to come.
     pub(super) is_ahead: bool,
+    /// It is started to take its conversation up again.
+    pub(super) resumes: bool,
 }
 
 /// Whose a session is.
@@ -128,7 +135,13 @@ impl Session {
             is_proven: false,
             has_spoken: false,
             is_ahead: true,
+            resumes: false,
         }
+    }
+
+    /// One that is to take this conversation up again.
+    pub(super) fn resuming(key: Name) -> Self {
+        Self { owner: Owner::Key(key), is_ahead: false, resumes: true, ..Self::new() }
     }
 
     pub(super) fn is_warm(&self) -> bool {
@@ -172,6 +185,17 @@ impl Pool {
     /// Whether nobody waits for this one.
     pub(super) fn is_ahead(&self, number: u32) -> bool {
         self.sessions.get(&number).is_some_and(|session| session.is_ahead)
+    }
+
+    /// The conversation that this one is started to take up again.
+    pub(super) fn resumed(&self, number: u32) -> Option<Name> {
+        let session = self.sessions.get(&number).filter(|session| session.resumes)?;
+        if let Owner::Key(key) = &session.owner { Some(key.clone()) } else { None }
+    }
+
+    /// No agent takes this conversation up again: whoever is next with it is told.
+    pub(super) fn give_up_resuming(&mut self, key: &Name) {
+        self.queue.iter_mut().filter(|asked| asked.key.as_ref() == Some(key)).for_each(|asked| asked.resumes = false);
     }
 
     /// Sessions that are somebody's.

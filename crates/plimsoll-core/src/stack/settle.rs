@@ -41,6 +41,10 @@ impl Stack {
         }
         self.order = order;
         self.admit(effects);
+        if self.rather_told() {
+            // Before another conversation has to go for one that could have a process at once.
+            self.settle_pools(effects);
+        }
         self.make_room(effects);
         self.route(effects);
         if self.is_going_down && !self.is_finished && self.services.values().all(|service| !service.has_runs()) {
@@ -273,7 +277,8 @@ impl Stack {
             max_attempts,
             claim_bytes: claim,
         }));
-        effects.push(Effect::Start { instance: instance.clone(), spec, limits, wants_port, attempt });
+        let resumes = service.pool.as_ref().and_then(|pool| pool.resumed(number));
+        effects.push(Effect::Start { instance: instance.clone(), spec, limits, wants_port, attempt, resumes });
         if budget_stage > Stage::Normal {
             effects.push(Effect::Stage { instance, stage: budget_stage, scale: budget_stage.scale() });
         }

@@ -19,6 +19,7 @@ use super::snapshot::State;
 use super::{Answer, Command, Effect, Event, Input, Instance, Refusal, Request, Stack, Stage};
 
 mod pools;
+mod resuming;
 
 /// A service with every default.
 pub(super) fn service() -> ServiceSpec {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use plimsoll_model::Cause;
-use plimsoll_model::pool::{PoolSpec, Protocol, Reuse};
+use plimsoll_model::pool::{PoolSpec, Protocol, Rehydrate, Reuse};
 
 use super::Stack;
 use super::admission::{PATIENCE, Room, Waiter};
 use super::effect::{Denial, Effect};
-use super::event::{Event, Reason, Recycle, Watch};
+use super::event::{Event, Reason, Recycle, Waiting, Watch};
 use super::input::{End, Outcome};
 use super::ladder::Stage;
 use super::name::{Instance, Name, Turn};
@@ -31,7 +31,7 @@ struct Prices {
 
 impl Stack {
     /// A turn wants a session.
-    pub(super) fn ask(&mut self, asked: Asked, name: &Name, effects: &mut Vec<Effect>) {
+    pub(super) fn ask(&mut self, mut asked: Asked, name: &Name, effects: &mut Vec<Effect>) {
         let turn = asked.turn;
         let (now, stage, is_going_down) = (self.now, self.ladder.stage(), self.is_going_down);
         let Some(service) = self.services.get_mut(name).filter(|service| service.pool.is_some()) else {
@@ -39,6 +39,7 @@ impl Stack {
         };
         let is_off = is_going_down || service.off.is_some();
         let Some(pool) = &mut service.pool else { return };
+        asked.resumes &= can_resume(&pool.spec) && asked.key.is_some() && !asked.is_anew;
         let has_session = asked.key.as_ref().is_some_and(|key| pool.of_key(key).is_some());
         let denial = if is_off {
             Some(Denial::Stopping)
@@ -119,6 +120,9 @@ impl Stack {
         let spec = pool.spec.clone();
         let Some(session) = pool.sessions.get_mut(&number) else { return };
         let Some(running) = session.running().filter(|running| running.turn == turn).cloned() else { return };
+        if outcome == Outcome::Forgot {
+            return self.forgot(turn, instance, effects);
+        }
         session.phase = Phase::Idle(now);
         session.turns += 1;
         session.context_percent = context_percent.or(session.context_percent);
@@ -141,9 +145,11 @@ impl Stack {
         let grace = service.spec.stop_grace_period;
         let reason = match (outcome, running.stop) {
             (Outcome::Broken(why), None) => return service.leave_to_its_end(now, number, Recycle::Broken { why }),
-            (Outcome::Broken(_), Some((_, why))) => return service.leave_to_its_end(now, number, why),
+            (Outcome::Broken(_) | Outcome::Forgot, Some((_, why))) => {
+                return service.leave_to_its_end(now, number, why);
+            }
             (_, Some((_, why))) => Reason::Recycled(why),
-            (Outcome::Interrupted, None) => Reason::Recycled(Recycle::Cancelled),
+            (Outcome::Interrupted | Outcome::Forgot, None) => Reason::Recycled(Recycle::Cancelled),
             (Outcome::Answered, None) if is_single || spec.protocol == Protocol::Exec => Reason::Over,
             (Outcome::Answered, None) => {
                 let above = spec.recycle_above.filter(|&line| held > line);
@@ -164,6 +170,22 @@ impl Stack {
             }
         };
         service.end_run(now, number, reason, How::Stop(grace), effects);
+    }
+
+    /// An agent that was to take its conversation up again knows nothing of it: its turn waits again, before all others, and
+    /// whoever takes it then is told.
+    fn forgot(&mut self, turn: Turn, instance: &Instance, effects: &mut Vec<Effect>) {
+        let now = self.now;
+        let Some((run, pool, number)) = self.session(instance) else { return };
+        run.has_turn = false;
+        let Some(session) = pool.sessions.get_mut(&number) else { return };
+        session.phase = Phase::Idle(now);
+        let Owner::Key(key) = session.owner.clone() else { return };
+        pool.queue.push_front(Asked { turn, key: Some(key.clone()), is_anew: false, resumes: false, since: now });
+        pool.give_up_resuming(&key);
+        let Some(service) = self.services.get_mut(&instance.service) else { return };
+        let grace = service.spec.stop_grace_period;
+        service.end_run(now, number, Reason::Recycled(Recycle::Forgot), How::Stop(grace), effects);
     }
 
     /// An agent that had no turn is of no more use.
@@ -218,6 +240,15 @@ impl Stack {
             reason,
             None | Some(Reason::Recycled(Recycle::Watch { .. } | Recycle::Broken { .. }) | Reason::Livelocked { .. })
         );
+        // What could not be taken up again says nothing about other starts; and is not tried twice.
+        let is_unused = session.turns == 0 && session.running().is_none();
+        let has_failed_to_resume = match &session.owner {
+            Owner::Key(key) if session.resumes && is_unused => {
+                pool.give_up_resuming(key);
+                true
+            }
+            _ => false,
+        };
         // A process for one turn has ended as it should: its turn is over with it.
         let is_answered = pool.spec.protocol == Protocol::Exec && end.cause == Cause::Exited;
         if let Some(since) = session.running().filter(|_| is_answered).map(|running| running.since) {
@@ -230,6 +261,7 @@ impl Stack {
             session.turns += 1;
         }
         let opens = !is_our_doing
+            && !has_failed_to_resume
             && match &session.owner {
                 Owner::None => !session.is_proven && pool.circuit.failed(now),
                 // Of what it was asked one may die that is well otherwise.
@@ -324,6 +356,15 @@ impl Stack {
         service.pool = Some(pool);
     }
 
+    /// Whether a conversation waits for room to be taken up again while there is a process that it could go on in at once.
+    pub(super) fn rather_told(&self) -> bool {
+        self.services.values().any(|service| {
+            let Some(pool) = service.pool.as_ref().filter(|_| service.off.is_none()) else { return false };
+            let mut resuming = pool.sessions.iter().filter(|(_, session)| session.resumes);
+            resuming.any(|(number, _)| lacks_room(service, *number)) && warm(service, pool).is_some()
+        })
+    }
+
     /// Where somebody waits for room, or memory is short, the session that was idle for longest goes; one at a time.
     pub(super) fn make_room(&mut self, effects: &mut Vec<Effect>) {
         if !self.has_pools {
@@ -331,9 +372,7 @@ impl Stack {
         }
         let is_short = self.ladder.stage() >= Stage::Degrade;
         let replicas = || self.services.values().flat_map(|service| service.replicas.values());
-        let waits = |replica: &Replica| {
-            replica.run.is_none() && matches!(replica.waiting, Some(super::event::Waiting::Room { .. }))
-        };
+        let waits = |replica: &Replica| replica.run.is_none() && matches!(replica.waiting, Some(Waiting::Room { .. }));
         let is_waited_for = self.services.values().filter_map(|s| s.pool.as_ref()).any(|pool| pool.lacks_room);
         if !is_short && !is_waited_for && !replicas().any(waits) {
             return;
@@ -568,13 +607,17 @@ fn assign(now: Duration, service: &mut Service, pool: &mut Pool, prices: &mut Pr
     let mut blocked: BTreeSet<Name> = BTreeSet::new();
     let queue = std::mem::take(&mut pool.queue);
     for mut asked in queue {
+        asked.resumes &= !gives_up_resuming(service, pool, &asked);
         if std::mem::take(&mut asked.is_anew)
             && let Some(key) = &asked.key
             && let Some((number, session)) = pool.of_key(key)
         {
             // Once its turn is over; the next process is told all of it.
             asked.is_anew = matches!(session.phase, Phase::Busy(_)) || blocked.contains(key);
-            if !asked.is_anew {
+            if !asked.is_anew && is_unbegun(service, number) {
+                pool.sessions.remove(&number);
+                service.replicas.remove(&number);
+            } else if !asked.is_anew {
                 let grace = service.spec.stop_grace_period;
                 service.end_run(now, number, Reason::Recycled(Recycle::Diverged), How::Stop(grace), effects);
             }
@@ -583,7 +626,9 @@ fn assign(now: Duration, service: &mut Service, pool: &mut Pool, prices: &mut Pr
             choose(service, pool, &asked).filter(|_| !asked.key.as_ref().is_some_and(|key| blocked.contains(key)));
         let taken = chosen.and_then(|number| take(now, service, pool, prices, &asked, number));
         match taken {
-            Some((instance, fresh)) => effects.push(Effect::Assign { turn: asked.turn, instance, fresh }),
+            Some((instance, fresh)) => {
+                effects.push(Effect::Assign { turn: asked.turn, instance, key: asked.key.clone(), fresh });
+            }
             None => {
                 blocked.extend(asked.key.clone());
                 pool.queue.push_back(asked);
@@ -592,24 +637,47 @@ fn assign(now: Duration, service: &mut Service, pool: &mut Pool, prices: &mut Pr
     }
 }
 
+/// Whether a turn rather takes a process that runs already, and is told, than one that would take its conversation up again:
+/// where the latter finds no room in memory, or no start is worth a try. Then the one that waits for room is not started.
+fn gives_up_resuming(service: &mut Service, pool: &mut Pool, asked: &Asked) -> bool {
+    let Some(key) = asked.key.as_ref().filter(|_| asked.resumes) else { return false };
+    let Some(number) = pool.of_key(key).map(|(number, _)| number) else { return pool.circuit.is_open() };
+    let gives_up = lacks_room(service, number) && warm(service, pool).is_some();
+    if gives_up {
+        pool.sessions.remove(&number);
+        service.replicas.remove(&number);
+    }
+    gives_up
+}
+
+/// Whether memory keeps a session from its start.
+fn lacks_room(service: &Service, number: u32) -> bool {
+    let replica = service.replicas.get(&number);
+    replica.is_some_and(|one| one.run.is_none() && matches!(one.waiting, Some(Waiting::Room { .. })))
+}
+
+/// Whether a session can take a turn now.
+fn is_free(service: &Service, number: u32, session: &Session) -> bool {
+    let run = service.replicas.get(&number).and_then(|replica| replica.run.as_ref());
+    matches!(session.phase, Phase::Idle(_))
+        && run.is_some_and(|run| run.ending.is_none() && run.version == service.version)
+}
+
+/// A process that is nobody's yet and can take a turn now.
+fn warm(service: &Service, pool: &Pool) -> Option<u32> {
+    let mut warm = pool.sessions.iter().filter(|(number, one)| one.is_warm() && is_free(service, **number, one));
+    warm.next().map(|(number, _)| *number)
+}
+
 /// The session that a waiting turn could have now.
 fn choose(service: &Service, pool: &Pool, asked: &Asked) -> Option<u32> {
-    let is_free = |number: u32, session: &Session| {
-        matches!(session.phase, Phase::Idle(_))
-            && service
-                .replicas
-                .get(&number)
-                .and_then(|r| r.run.as_ref())
-                .is_some_and(|run| run.ending.is_none() && run.version == service.version)
-    };
-    let warm = || {
-        let is_room = pool.owned() < pool.spec.max_sessions as usize;
-        let warm = pool.sessions.iter().filter(|(number, session)| session.is_warm() && is_free(**number, session));
-        warm.map(|(number, _)| *number).next().filter(|_| is_room)
-    };
+    let is_free = |number: u32, session: &Session| is_free(service, number, session);
+    let warm = || warm(service, pool).filter(|_| pool.owned() < pool.spec.max_sessions as usize);
     match &asked.key {
         Some(key) => match pool.of_key(key) {
             Some((number, session)) => is_free(number, session).then_some(number),
+            // A process that runs already cannot take it up again.
+            None if asked.resumes => None,
             None => warm(),
         },
         None if pool.spec.reuse == Reuse::Any => {
@@ -676,18 +744,21 @@ fn begin(
     let is_closing = |service: &Service, number: u32| {
         service.replicas.get(&number).and_then(|r| r.run.as_ref()).is_some_and(|run| run.ending.is_some())
     };
+    reserve(now, service, pool, max_sessions);
     // Conversations without a session, each counted once; and every request of no conversation.
     let mut keys = BTreeSet::new();
     let without = pool.queue.iter().filter(|asked| match &asked.key {
         Some(key) => (doubles || pool.of_key(key).is_none()) && keys.insert(key.clone()),
         None => true,
     });
-    let without = without.count();
+    // Who resumes has a process started for it as soon as there is a place; the others take whichever is there.
+    let (resuming, others): (Vec<&Asked>, Vec<&Asked>) = without.partition(|asked| asked.resumes);
+    let without = resuming.len() + others.len();
     let ahead = if stage < Stage::Degrade && !pool.circuit.is_open() { pool.spec.warm as usize } else { 0 };
     let wanted = match &pool.circuit {
         circuit if now < circuit.until => 0,
         circuit if circuit.is_open() => 1,
-        _ => without.min(max_sessions.saturating_sub(pool.owned())) + ahead,
+        _ => others.len().min(max_sessions.saturating_sub(pool.owned())) + ahead,
     };
     let spare = |service: &Service, pool: &Pool| {
         pool.sessions.iter().filter(|(n, s)| s.owner == Owner::None && !is_closing(service, **n)).count()
@@ -703,14 +774,14 @@ fn begin(
     }
     // Whoever waited for them is gone, or fewer are allowed than before: those that have not begun do not.
     while there > wanted || pool.sessions.len() > pool.most() && !doubles {
-        let idle = pool.sessions.iter().rev().find(|(number, session)| {
-            matches!(session.phase, Phase::Starting(_))
-                && service.replicas.get(number).is_some_and(|replica| replica.run.is_none())
-        });
-        let Some(number) = idle.map(|(number, _)| *number) else { break };
+        let may_go = |session: &Session| session.owner == Owner::None || pool.sessions.len() > pool.most();
+        let unbegun = pool.sessions.iter().rev().filter(|(number, _)| is_unbegun(service, **number));
+        // One that is somebody's goes last.
+        let last = unbegun.filter(|(_, s)| may_go(s)).min_by_key(|(_, session)| session.owner != Owner::None);
+        let Some((number, is_spare)) = last.map(|(number, s)| (*number, s.owner == Owner::None)) else { break };
         pool.sessions.remove(&number);
         service.replicas.remove(&number);
-        there = there.saturating_sub(1);
+        there = there.saturating_sub(usize::from(is_spare));
     }
     // Those that come first are for those that wait.
     let needed = wanted.saturating_sub(ahead);
@@ -745,6 +816,75 @@ fn begin(
     for (_, number) in idle.into_iter().take(lacking) {
         service.end_run(now, number, Reason::MadeRoom, How::Stop(grace), effects);
     }
+}
+
+/// Whether a session is wanted and its start has not begun.
+fn is_unbegun(service: &Service, number: u32) -> bool {
+    service.replicas.get(&number).is_some_and(|replica| replica.run.is_none())
+}
+
+/// Wants a process for each conversation that is to be taken up again, in their order among all that wait for a place; and
+/// wants those no longer that nobody waits for any more.
+fn reserve(now: Duration, service: &mut Service, pool: &mut Pool, max_sessions: usize) {
+    let is_waited_for = |key: &Name| pool.queue.iter().any(|asked| asked.resumes && asked.key.as_ref() == Some(key));
+    let idle: Vec<u32> = pool
+        .sessions
+        .iter()
+        .filter(|(number, session)| session.resumes && is_unbegun(service, **number))
+        .filter(|(_, session)| !matches!(&session.owner, Owner::Key(key) if is_waited_for(key)))
+        .map(|(number, _)| *number)
+        .collect();
+    for number in idle {
+        pool.sessions.remove(&number);
+        service.replicas.remove(&number);
+    }
+    if pool.circuit.is_open() || now < pool.circuit.until {
+        return;
+    }
+    let mut places = max_sessions.saturating_sub(pool.owned());
+    let mut keys: BTreeSet<&Name> = BTreeSet::new();
+    let mut resumed: Vec<Name> = Vec::new();
+    for asked in &pool.queue {
+        let is_first = asked.key.as_ref().is_none_or(|key| pool.of_key(key).is_none() && keys.insert(key));
+        if !is_first {
+            continue;
+        }
+        if places == 0 {
+            break;
+        }
+        places -= 1;
+        resumed.extend(asked.key.clone().filter(|_| asked.resumes));
+    }
+    for key in resumed {
+        let is_spare = |(number, session): (&u32, &Session)| {
+            let run = service.replicas.get(number).and_then(|replica| replica.run.as_ref());
+            (session.owner == Owner::None).then_some((*number, run.is_some(), run.is_some_and(|r| r.ending.is_some())))
+        };
+        if pool.sessions.len() >= pool.most() {
+            let spare: Vec<(u32, bool, bool)> = pool.sessions.iter().filter_map(is_spare).collect();
+            // One that was to be started for whoever comes gives its place; one that goes does so soon; where all of them
+            // run, the conversation goes on in one of those.
+            if let Some((number, ..)) = spare.iter().find(|(_, has_begun, _)| !has_begun) {
+                pool.sessions.remove(number);
+                service.replicas.remove(number);
+            } else {
+                if spare.iter().all(|(_, _, is_going)| !is_going) {
+                    pool.give_up_resuming(&key);
+                }
+                continue;
+            }
+        }
+        let Some(number) = (1..).find(|number| !service.replicas.contains_key(number)) else { break };
+        let mut replica = Replica::new();
+        replica.rest = Rest::Waiting(now);
+        service.replicas.insert(number, replica);
+        pool.sessions.insert(number, Session::resuming(key));
+    }
+}
+
+/// Whether its agents take conversations up again by themselves.
+fn can_resume(spec: &PoolSpec) -> bool {
+    spec.rehydrate == Rehydrate::Resume && spec.protocol == Protocol::Claude
 }
 
 /// A pool whose file has changed goes on with what it has, and with the new one's words.

@@ -3,6 +3,8 @@
 
 pub mod wire;
 
+use plimsoll_model::pool::{PoolSpec, Protocol, Rehydrate};
+
 use super::dialog::Word;
 use super::piece::Piece;
 use super::prompt::Prompt;
@@ -12,9 +14,7 @@ use wire::{Outcome, Said};
 /// that it is to take up again. They stand at the end: a wrapper (`npx claude`) has to pass on what it is given.
 #[must_use]
 pub fn arguments(command: &[String], resume: Option<&str>) -> Vec<String> {
-    let has = |flag: &str| {
-        command.iter().any(|word| word == flag || word.strip_prefix(flag).is_some_and(|rest| rest.starts_with('=')))
-    };
+    let has = |flag: &str| has(command, flag);
     let mut all = command.to_vec();
     let flags: [&[&str]; 4] = [
         &["--output-format", "stream-json"],
@@ -29,6 +29,20 @@ pub fn arguments(command: &[String], resume: Option<&str>) -> Vec<String> {
         all.push(format!("--resume={session}"));
     }
     all
+}
+
+/// Whether a pool's agents are to take their conversations up again by themselves, and can: not where the command says
+/// which conversation theirs is, or that none is kept.
+#[must_use]
+pub fn resumes(pool: &PoolSpec) -> bool {
+    let own = ["--resume", "-r", "--continue", "--session-id", "--no-session-persistence"];
+    pool.rehydrate == Rehydrate::Resume
+        && pool.protocol == Protocol::Claude
+        && !own.iter().any(|flag| has(&pool.process.command, flag))
+}
+
+fn has(command: &[String], flag: &str) -> bool {
+    command.iter().any(|word| word == flag || word.strip_prefix(flag).is_some_and(|rest| rest.starts_with('=')))
 }
 
 /// What was said so far and what is expected next.

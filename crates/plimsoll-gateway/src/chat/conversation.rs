@@ -4,6 +4,7 @@
 //! there again, only what follows is new. Where the client says that it went otherwise (a message was edited, an answer is
 //! wanted again), the process that heard the former words is of no use: a fresh one is told the client's version.
 
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::problem::Problem;
@@ -78,6 +79,13 @@ impl Print {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+}
+
+/// To be compared with one that was written down: by another build perhaps, which then differs.
+impl fmt::Display for Print {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{:016x}", self.count, self.digest)
     }
 }
 

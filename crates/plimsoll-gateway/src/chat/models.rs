@@ -51,7 +51,7 @@ struct Model<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use plimsoll_model::OnLimit;
     use plimsoll_model::pool::{Isolation, Protocol, QueueSpec, Rehydrate, Reuse};
@@ -59,7 +59,7 @@ mod tests {
     use serde_json::{Value, json};
     use std::time::Duration;
 
-    fn pools(all: &[(&str, &[&str])]) -> Pools {
+    pub(crate) fn pools(all: &[(&str, &[&str])]) -> Pools {
         let process = ServiceSpec {
             command: vec!["x".to_owned()],
             environment: BTreeMap::new(),

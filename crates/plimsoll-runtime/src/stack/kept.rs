@@ -12,6 +12,7 @@ use plimsoll_kernel::clock::Instant;
 use plimsoll_kernel::procfs::{Process, parse_children, parse_stat, read_all_of, read_of, ticks_per_second};
 use plimsoll_kernel::signal;
 use plimsoll_kernel::tree::{Tree, name_of};
+use plimsoll_model::spec::Bounds;
 use plimsoll_model::{Certificate, Limits, Member, OnLimit};
 use rustix::process::Signal;
 
@@ -46,6 +47,7 @@ pub(super) fn command(
     limits: &Limits,
     on_limit: OnLimit,
     report: &Path,
+    bounds: Option<&Bounds>,
 ) -> Vec<OsString> {
     let mut words: Vec<OsString> =
         ["/proc/self/exe", "run", "--boundary", "watchdog", "--quiet", "--kept"].map(OsString::from).to_vec();
@@ -63,6 +65,11 @@ pub(super) fn command(
     }
     if let Some(score) = limits.oom_score_adj {
         option("--oom-score-adj", score.to_string().into());
+    }
+    if let Some(bounds) = bounds {
+        for (name, folders) in [("--own", &bounds.own), ("--show", &bounds.shown), ("--conceal", &bounds.hidden)] {
+            words.extend(folders.iter().flat_map(|folder| [name.into(), folder.into()]));
+        }
     }
     words.push("--".into());
     words.extend(command.iter().cloned());

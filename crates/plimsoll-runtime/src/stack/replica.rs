@@ -16,6 +16,7 @@ use plimsoll_kernel::boundary::Boundary;
 use plimsoll_kernel::cgroup::{Found, teardown};
 use plimsoll_kernel::clock::{self, Instant};
 use plimsoll_kernel::kmsg::Kmsg;
+use plimsoll_kernel::landlock::Ruleset;
 use plimsoll_kernel::procfs::Process;
 use plimsoll_kernel::signal::{self, SignalSet};
 use plimsoll_kernel::spawn::{Job, Launch, SpawnError};
@@ -176,7 +177,7 @@ pub(super) struct Ground<'a> {
     pub(super) mask: SignalSet,
     /// Where runs that keep replicas report.
     pub(super) reports: &'a Path,
-    /// Our state and runtime directories, which are theirs.
+    /// Our state and runtime directories: those of runs that keep replicas as well, and no session may look at them.
     pub(super) folders: [&'a Path; 2],
     /// `/dev/null`, for standard input.
     pub(super) null: BorrowedFd<'a>,
@@ -348,10 +349,15 @@ impl Replica {
             None => environment(spec, ground.tag, instance, port, &[], super::notify::inherited().collect()),
         };
         let workdir = seat.and_then(Seat::workdir).unwrap_or_else(|| spec.working_dir.clone());
+        let bounds = seat.and_then(|seat| seat.bounds(spec, ground.folders, stage_file));
+        let mut ruleset = None;
         if let Some(report) = report {
-            command = kept::command(&command, ground.folders, &instance.service, limits, spec.on_limit, report);
+            let bounds = bounds.as_ref();
+            command = kept::command(&command, ground.folders, &instance.service, limits, spec.on_limit, report, bounds);
             // The run has a tag of its own, and ends its tree itself when it has lost us.
             env.retain(|(key, _)| key != TAG);
+        } else if let Some(bounds) = &bounds {
+            ruleset = Ruleset::of(bounds).map_err(|error| Step { why: error.to_string(), errno: None })?;
         }
         env.push(("PLIMSOLL_STAGE_FILE".into(), stage_file.into()));
         let (join, into) = boundary.entrance();
@@ -368,6 +374,7 @@ impl Replica {
             lock: Some(ground.lock),
             oom_score_adj: if report.is_some() { None } else { limits.oom_score_adj },
             user: seat.and_then(|seat| seat.user),
+            bounds: ruleset.as_ref(),
             job: Job::Own,
             mask: ground.mask,
         };

@@ -8,12 +8,21 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use plimsoll_core::stack::Instance;
+use plimsoll_core::stack::Name;
+use plimsoll_kernel::landlock;
 use plimsoll_model::pool::{Isolation, PoolSpec};
+use plimsoll_model::spec::Bounds;
+use plimsoll_model::stack::ServiceSpec;
 
 /// Users for sessions: a range that nobody else hands out (systemd's UIDS-GIDS lists it as unused).
 const FIRST_USER: u32 = 60_578;
 const LAST_USER: u32 = 61_183;
+
+/// The folder in the runtime directory, and a session's home in its own.
+pub(super) const FOLDER: &str = "sessions";
+pub(super) const HOME: &str = "home";
+const TMP: &str = "tmp";
+const WORK: &str = "work";
 
 /// Variables that every agent gets, where we have them.
 const ALWAYS: [&str; 4] = ["PATH", "LANG", "TZ", "TERM"];
@@ -21,10 +30,14 @@ const ALWAYS: [&str; 4] = ["PATH", "LANG", "TZ", "TERM"];
 /// One session's place.
 #[derive(Debug)]
 pub(super) struct Seat {
+    /// What its folder is called, which is used again only by a process that takes up its conversation.
+    pub(super) name: String,
     /// `None` without isolation: then it lives where the pool does.
     dir: Option<PathBuf>,
     pub(super) user: Option<u32>,
     pass: Vec<String>,
+    /// The conversation that it has, if what its agent keeps of that is to outlive it.
+    pub(super) key: Option<Name>,
 }
 
 impl Seat {
@@ -34,14 +47,14 @@ impl Seat {
     /// In words: a folder could not be made.
     pub(super) fn make(
         runtime_dir: &Path,
-        instance: &Instance,
+        name: String,
         pool: &PoolSpec,
         taken: &BTreeSet<u32>,
         may_change_user: bool,
     ) -> Result<(Self, Option<String>), String> {
         let pass = pool.pass_environment.clone();
         if pool.isolation == Isolation::None {
-            return Ok((Self { dir: None, user: None, pass }, None));
+            return Ok((Self { name, dir: None, user: None, pass, key: None }, None));
         }
         let user = match may_change_user {
             true => user_for(pool, taken),
@@ -49,15 +62,15 @@ impl Seat {
         };
         let (user, lacking) = match user {
             Ok(user) => (Some(user), None),
-            Err(why) => (None, Some(why)),
+            Err(why) => (None, Some(format!("{why}; {}", kept_apart()))),
         };
-        let root = runtime_dir.join("sessions");
-        let dir = root.join(format!("{}.{}.{}", instance.service, instance.replica, instance.generation));
+        let root = runtime_dir.join(FOLDER);
+        let dir = root.join(&name);
         let made = (|| {
             if user.is_some() {
                 open_passage(runtime_dir)?;
             }
-            for folder in ["home", "tmp", "work"] {
+            for folder in [HOME, TMP, WORK] {
                 std::fs::create_dir_all(dir.join(folder))?;
                 std::fs::set_permissions(dir.join(folder), mode(0o700))?;
                 std::os::unix::fs::chown(dir.join(folder), user, user)?;
@@ -67,12 +80,17 @@ impl Seat {
             std::fs::set_permissions(&dir, mode(0o711))
         })();
         made.map_err(|error| format!("{}: {error}", dir.display()))?;
-        Ok((Self { dir: Some(dir), user, pass }, lacking))
+        Ok((Self { name, dir: Some(dir), user, pass, key: None }, lacking))
+    }
+
+    /// Its home; `None` where it has none of its own.
+    pub(super) fn home(&self) -> Option<PathBuf> {
+        self.dir.as_ref().map(|dir| dir.join(HOME))
     }
 
     /// Where it works.
     pub(super) fn workdir(&self) -> Option<PathBuf> {
-        self.dir.as_ref().map(|dir| dir.join("work"))
+        self.dir.as_ref().map(|dir| dir.join(WORK))
     }
 
     /// What it sees of our environment, and where its home is.
@@ -84,10 +102,23 @@ impl Seat {
             .collect();
         if let Some(dir) = &self.dir {
             all.retain(|(key, _)| key != "HOME" && key != "TMPDIR");
-            all.push(("HOME".into(), dir.join("home").into()));
-            all.push(("TMPDIR".into(), dir.join("tmp").into()));
+            all.push(("HOME".into(), dir.join(HOME).into()));
+            all.push(("TMPDIR".into(), dir.join(TMP).into()));
         }
         all
+    }
+
+    /// What it may reach where it has no user of its own: its folders, those that the pool's file names for what agents
+    /// keep, and nothing of ours but the stages.
+    pub(super) fn bounds(&self, spec: &ServiceSpec, hidden: [&Path; 2], stage_file: &Path) -> Option<Bounds> {
+        let dir = self.dir.as_ref().filter(|_| self.user.is_none())?;
+        let named = ["HOME", "TMPDIR", "CLAUDE_CONFIG_DIR"].iter().filter_map(|&name| spec.environment.get(name));
+        let named = named.map(PathBuf::from).filter(|path| path.is_absolute() && path.is_dir());
+        Some(Bounds {
+            own: [HOME, TMP, WORK].iter().map(|folder| dir.join(folder)).chain(named).collect(),
+            shown: stage_file.parent().map(Path::to_owned).into_iter().collect(),
+            hidden: hidden.map(Path::to_owned).to_vec(),
+        })
     }
 
     /// A word of its command: what begins with `./` is meant from where the pool is, and the session works elsewhere.
@@ -103,6 +134,17 @@ impl Seat {
         if let Some(dir) = &self.dir {
             let _ = std::fs::remove_dir_all(dir);
         }
+    }
+}
+
+/// What keeps sessions of one user apart.
+fn kept_apart() -> String {
+    match landlock::version() {
+        None => "they can read each other's files: this kernel has no Landlock, or has it switched off".to_owned(),
+        Some(version) if version < landlock::SIGNALS => {
+            format!("Landlock (version {version}) keeps them to their folders, but not from each other's signals")
+        }
+        Some(version) => format!("Landlock (version {version}) keeps them to their folders"),
     }
 }
 
@@ -141,7 +183,7 @@ fn open_passage(dir: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir)?.flatten() {
         let path = entry.path();
         let found = std::fs::symlink_metadata(&path)?;
-        if !found.is_symlink() && entry.file_name() != "sessions" {
+        if !found.is_symlink() && entry.file_name() != FOLDER {
             std::fs::set_permissions(&path, mode(found.permissions().mode() & 0o700))?;
         }
     }

@@ -10,6 +10,7 @@ mod answers;
 mod errands;
 mod exposition;
 mod metrics;
+mod past;
 mod serving;
 mod standing;
 
@@ -247,7 +248,7 @@ impl<'o> Supervisor<'o> {
         // Of a supervisor that was killed: nobody reads them any more.
         let _ = std::fs::remove_dir_all(&reports);
         let _ = std::fs::remove_dir_all(options.runtime_dir.join("stages"));
-        let _ = std::fs::remove_dir_all(options.runtime_dir.join("sessions"));
+        past::clear_sessions(&options.runtime_dir, &options.state_dir);
         if let Err(error) = std::fs::create_dir_all(&reports) {
             let _ = budget.remove();
             return Err(undo(registration, format!("{}: {error}", reports.display())));
@@ -579,6 +580,7 @@ impl<'o> Supervisor<'o> {
         self.forget_errands(&instance);
         self.sums.bury(&replica);
         if let Some(seat) = &replica.seat {
+            self.keep(&instance, seat);
             seat.remove();
             if let Some(user) = seat.user {
                 self.users.remove(&user);
@@ -729,7 +731,9 @@ impl Supervisor<'_> {
 
     fn act(&mut self, effect: Effect) {
         match effect {
-            Effect::Start { instance, spec, limits, wants_port, .. } => self.start(instance, &spec, limits, wants_port),
+            Effect::Start { instance, spec, limits, wants_port, resumes, .. } => {
+                self.start(instance, &spec, limits, wants_port, resumes.as_ref());
+            }
             Effect::Stop { instance, signal: number, decision, .. } => {
                 if let Some(replica) = self.replicas.get_mut(&instance) {
                     replica.decide(decision);
@@ -778,7 +782,8 @@ impl Supervisor<'_> {
             Effect::Deliver { delivery, event } => self.deliver(delivery, &event),
             Effect::Answer { request, answer } => self.answer(request, &answer),
             Effect::Finished => self.finished = true,
-            Effect::Assign { turn, instance, fresh } => {
+            Effect::Assign { turn, instance, key, fresh } => {
+                self.sit(&instance, key.as_ref());
                 let (turn, session) = (plimsoll_gateway::desk::Turn(turn.0), Session(instance.generation));
                 self.gateway.tell(Verdict::Assign { turn, session, fresh });
             }
@@ -815,16 +820,25 @@ impl Supervisor<'_> {
         }
     }
 
-    fn start(&mut self, instance: Instance, spec: &Arc<ServiceSpec>, limits: Limits, wants_port: bool) {
+    fn start(
+        &mut self,
+        instance: Instance,
+        spec: &Arc<ServiceSpec>,
+        limits: Limits,
+        wants_port: bool,
+        resumes: Option<&Name>,
+    ) {
         self.give_back = Some(Instant::now().after(AT_REST));
         let port = if wants_port { free_port() } else { None };
         let stage_file = self.stages().join(stage_file(&instance));
-        let seat = match self.seat(&instance) {
+        let past = self.past(&instance, resumes);
+        let seat = match self.seat(&instance, past.as_ref()) {
             Ok(seat) => seat,
             Err(why) => return self.input(Input::StartFailed { instance, why }),
         };
+        let resumed = seat.as_ref().zip(past).and_then(|(seat, past)| self.give(&instance, seat, past));
         let pool = self.options.spec.pools.get(&*instance.service);
-        let spec = pool.map_or_else(|| spec.clone(), |pool| serving::as_started(pool, spec));
+        let spec = pool.map_or_else(|| spec.clone(), |pool| past::as_started(pool, spec, resumed.as_deref()));
         let user = seat.as_ref().and_then(|seat| seat.user);
         let started = Replica::start(&self.ground(), instance.clone(), &spec, limits, port, &stage_file, seat);
         let mut replica = match started {
@@ -850,7 +864,7 @@ impl Supervisor<'_> {
         let _ = watch(replica.output.as_ref(), token, epoll::EventFlags::IN);
         let _ = watch(replica.oom_events.as_ref(), token | 1, notices);
         self.tokens.insert(token, instance.clone());
-        self.adopt(&mut replica);
+        self.adopt(&mut replica, resumed);
         let pid = replica.root.pid;
         self.roots.insert(replica.child(), instance.clone());
         self.replicas.insert(instance.clone(), replica);
@@ -1047,9 +1061,10 @@ impl Supervisor<'_> {
         // Hooks and alerts' commands that still run, and where there are no groups whoever they started.
         kill_tagged(id.as_str(), reap);
         let _ = budget.remove();
-        for folder in ["stages", "reports", "sessions"] {
+        for folder in ["stages", "reports"] {
             let _ = std::fs::remove_dir_all(options.runtime_dir.join(folder));
         }
+        past::clear_sessions(&options.runtime_dir, &options.state_dir);
         let _ = registration.remove();
     }
 }

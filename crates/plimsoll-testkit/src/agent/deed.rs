@@ -53,6 +53,10 @@ pub(super) enum Deed {
     Error(String),
     /// `!read PATH`: answers with what is in a file, or why it cannot be read.
     Read(String),
+    /// `!write PATH`: makes a file, and answers `written` or why it cannot.
+    Write(String),
+    /// `!signal PID`: asks whether it may signal a process, and answers `allowed` or why it may not.
+    Signal(i32),
     /// `!tool`: asks whether a tool may be used (`claude`), and answers with what it was told.
     Tool,
 }
@@ -92,6 +96,8 @@ impl Deed {
             "away" => Self::Away,
             "error" => Self::Error(rest.to_owned()),
             "read" if !rest.is_empty() => Self::Read(rest.to_owned()),
+            "write" if !rest.is_empty() => Self::Write(rest.to_owned()),
+            "signal" => Self::Signal(rest.parse().ok()?),
             "tool" => Self::Tool,
             _ => return None,
         })

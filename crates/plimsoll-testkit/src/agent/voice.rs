@@ -206,6 +206,11 @@ impl Voice {
         }
     }
 
+    /// A turn that was not begun.
+    pub(super) fn refused(&mut self, text: &str) {
+        self.result("error_during_execution", true, text, &json!({}));
+    }
+
     pub(super) fn interrupted(&mut self) {
         match self.protocol {
             Protocol::Claude { .. } => {

@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use plimsoll_kernel::landlock;
+
 use super::scene::Scene;
 use crate::harness::Tier;
 use crate::stack::world::{Check, ensure, environment};
@@ -32,14 +34,20 @@ pub(super) fn sessions_cannot_see_each_other(scene: &mut Scene) -> Check {
     ensure!(own.contains("for all") && !own.contains("a secret of ours"), "{own}");
     let works = |pid: i32| std::fs::read_link(format!("/proc/{pid}/cwd"));
     ensure!(works(one).ok() != works(other).ok(), "both work in {:?}", works(one));
-    if !is_root() || scene.world.tier == Tier::Watchdog {
+    let has_users = has_users(scene);
+    let landlock = landlock::version();
+    if !has_users && landlock.is_none() {
         return Ok(());
     }
     let users = [user(one)?, user(other)?];
-    ensure!(users[0] != users[1] && !users.contains(&0), "{users:?}");
     let home = environment(one, "HOME");
     std::fs::write(format!("{home}/diary"), "private").map_err(|error| error.to_string())?;
-    std::os::unix::fs::chown(format!("{home}/diary"), Some(users[0]), None).map_err(|error| error.to_string())?;
+    if has_users {
+        ensure!(users[0] != users[1] && !users.contains(&0), "{users:?}");
+        std::os::unix::fs::chown(format!("{home}/diary"), Some(users[0]), None).map_err(|error| error.to_string())?;
+    } else {
+        kept_by_landlock(scene, [one, other], landlock >= Some(landlock::SIGNALS))?;
+    }
     ensure!(scene.say("a", &format!("!read {home}/diary"))? == "private", "not even its own");
     let state = scene.world.path("state");
     for path in [
@@ -62,15 +70,41 @@ pub(super) fn sessions_cannot_see_each_other(scene: &mut Scene) -> Check {
     scene.world.until("its home is gone", |_| !std::path::Path::new(&home).exists())
 }
 
+/// Sessions of one user write in their own folders alone, and can only signal their own processes.
+fn kept_by_landlock(scene: &Scene, [one, other]: [i32; 2], has_signals: bool) -> Check {
+    let (home, beside) = (environment(one, "HOME"), scene.world.path("beside").display().to_string());
+    let work = std::fs::read_link(format!("/proc/{other}/cwd")).map_err(|error| error.to_string())?;
+    for folder in [environment(other, "HOME"), environment(other, "TMPDIR"), work.display().to_string()] {
+        let written = scene.say("b", &format!("!write {folder}/own"))?;
+        ensure!(written == "written", "its own {folder}: {written}");
+    }
+    for path in [format!("{home}/foreign"), format!("{home}/diary"), beside, "/dev/shm/plimsoll-foreign".to_owned()] {
+        let written = scene.say("b", &format!("!write {path}"))?;
+        ensure!(written.starts_with("cannot write: "), "{path}: {written}");
+    }
+    ensure!(scene.say("b", "!write /dev/null")? == "written", "not even /dev/null");
+    for pid in [one, scene.world.supervisor_pid()].into_iter().filter(|_| has_signals) {
+        let asked = scene.say("b", &format!("!signal {pid}"))?;
+        ensure!(asked.starts_with("cannot signal: "), "{pid}: {asked}");
+    }
+    Ok(())
+}
+
+/// Whether each session has a user of its own here.
+fn has_users(scene: &Scene) -> bool {
+    is_root() && scene.world.tier != Tier::Watchdog
+}
+
 /// Where users of their own cannot be had, it is told.
 pub(super) fn what_is_not_in_force_is_told(scene: &mut Scene) -> Check {
-    if is_root() && scene.world.tier != Tier::Watchdog {
+    if has_users(scene) {
         return scene.world.leave_out("each session has a user of its own here");
     }
     scene.up_with("jsonl", "", "max_sessions: 1, ", 1)?;
     scene.process("a")?;
     let status = scene.world.status().unwrap_or_default();
-    ensure!(status["troubles"].to_string().contains("isolation"), "{}", status["troubles"]);
+    let troubles = status["troubles"].to_string();
+    ensure!(troubles.contains("isolation") && troubles.contains("Landlock"), "{troubles}");
     let (_, health) = scene.client.health()?;
     ensure!(health["status"] != "ok", "{health}");
     Ok(())

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use plimsoll_model::size::Human;
-use plimsoll_model::spec::{BoundaryChoice, LogSpec, Overflow};
+use plimsoll_model::spec::{BoundaryChoice, Bounds, LogSpec, Overflow};
 use plimsoll_model::{Limits, OnLimit, RunSpec, duration, size};
 
 use crate::fault::Fault;
@@ -120,6 +120,15 @@ pub(crate) struct RunArgs {
     /// state and runtime directories
     #[arg(long, hide = true, requires = "report", num_args = 2)]
     pub(crate) kept: Vec<PathBuf>,
+    /// A folder in which the command may write, and nowhere else
+    #[arg(long, hide = true, requires = "kept", value_name = "DIR")]
+    own: Vec<PathBuf>,
+    /// A folder that it may look at in a hidden one
+    #[arg(long, hide = true, requires = "kept", value_name = "DIR")]
+    show: Vec<PathBuf>,
+    /// A folder that it may not look at
+    #[arg(long, hide = true, requires = "kept", value_name = "DIR")]
+    conceal: Vec<PathBuf>,
 
     /// The command and its arguments
     #[arg(trailing_var_arg = true, value_name = "COMMAND [ARG…]")]
@@ -254,6 +263,11 @@ pub(crate) fn interpret(
         timeout: limited_time("--timeout", args.timeout.as_deref())?,
         idle_timeout: limited_time("--idle-timeout", args.idle_timeout.as_deref())?,
         log: log(args)?,
+        bounds: (!args.own.is_empty()).then(|| Bounds {
+            own: args.own.clone(),
+            shown: args.show.clone(),
+            hidden: args.conceal.clone(),
+        }),
     };
     if let Some(dir) = &spec.workdir {
         usable_directory(dir)?;
@@ -669,6 +683,7 @@ mod tests {
             timeout: Some(Duration::from_secs(5400)),
             idle_timeout: Some(Duration::from_secs(300)),
             log: Some(LogSpec { file: log.clone(), max_size: 1 << 20, max_files: 5, overflow: Overflow::Drop }),
+            bounds: None,
         };
         assert_eq!(
             request,

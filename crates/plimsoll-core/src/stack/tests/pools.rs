@@ -85,7 +85,8 @@ impl Pool {
     /// A turn of this conversation, or of none.
     fn ask(&mut self, key: Option<&str>) -> Got {
         self.turns += 1;
-        let ask = Input::Ask { turn: Turn(self.turns), pool: "bot".into(), key: key.map(Name::from), is_anew: false };
+        let (turn, key) = (Turn(self.turns), key.map(Name::from));
+        let ask = Input::Ask { turn, pool: "bot".into(), key, is_anew: false, resumes: false };
         self.bench.step(ask);
         self.run_and_ready().unwrap()
     }

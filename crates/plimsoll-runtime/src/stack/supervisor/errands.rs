@@ -114,6 +114,7 @@ impl Supervisor<'_> {
             lock: Some(self.registration.as_fd()),
             oom_score_adj: None,
             user: None,
+            bounds: None,
             job: Job::Own,
             mask: self.mask,
         };
@@ -192,6 +193,7 @@ impl Supervisor<'_> {
             lock: Some(self.registration.as_fd()),
             oom_score_adj: None,
             user: None,
+            bounds: None,
             job: Job::Own,
             mask: self.mask,
         };

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use plimsoll_core::stack::effect::Denial;
 use plimsoll_core::stack::input::Outcome;
 use plimsoll_core::stack::{Input, Instance, Name, Turn};
-use plimsoll_gateway::agent::claude;
 use plimsoll_gateway::control::Door;
 use plimsoll_gateway::desk::{self, Plea, Session, Settings, Verdict};
 use plimsoll_gateway::tokens::Tokens;
-use plimsoll_model::pool::{GatewaySpec, PoolSpec, Protocol};
-use plimsoll_model::stack::{ServiceSpec, StackSpec};
+use plimsoll_model::pool::GatewaySpec;
+use plimsoll_model::stack::StackSpec;
 
 use super::Supervisor;
+use super::past::Past;
 use crate::stack::replica::Replica;
 use crate::stack::seat::Seat;
 
@@ -20,9 +20,9 @@ impl Supervisor<'_> {
     /// What the room asks, or has to tell.
     pub(super) fn plea(&mut self, plea: Plea) {
         let input = match plea {
-            Plea::Ask { turn, pool, key, is_anew } => {
+            Plea::Ask { turn, pool, key, is_anew, resumes } => {
                 let key = key.as_deref().map(Name::from);
-                Input::Ask { turn: Turn(turn.0), pool: (&*pool).into(), key, is_anew }
+                Input::Ask { turn: Turn(turn.0), pool: (&*pool).into(), key, is_anew, resumes }
             }
             Plea::Withdraw { turn } => Input::Withdraw { turn: Turn(turn.0) },
             Plea::Trouble { about, why } => return self.trouble(about, why),
@@ -49,6 +49,7 @@ impl Supervisor<'_> {
                         desk::Outcome::Answered => Outcome::Answered,
                         desk::Outcome::Interrupted => Outcome::Interrupted,
                         desk::Outcome::Broken(why) => Outcome::Broken(why),
+                        desk::Outcome::Forgot => Outcome::Forgot,
                     },
                     context_percent,
                 },
@@ -83,12 +84,13 @@ impl Supervisor<'_> {
     }
 
     /// Where a session lives; `None` of what is no session.
-    pub(super) fn seat(&mut self, instance: &Instance) -> Result<Option<Seat>, String> {
+    pub(super) fn seat(&mut self, instance: &Instance, past: Option<&Past>) -> Result<Option<Seat>, String> {
         let Some(pool) = self.options.spec.pools.get(&*instance.service) else { return Ok(None) };
         let about = format!("isolation of {}", instance.service);
         // Without groups a run of ours keeps it, which has to be who we are.
         let may_change_user = self.found.parent.is_some();
-        let made = Seat::make(&self.options.runtime_dir, instance, pool, &self.users, may_change_user);
+        let name = self.seat_name(instance, past);
+        let made = Seat::make(&self.options.runtime_dir, name, pool, &self.users, may_change_user);
         let (seat, lacking) = made?;
         self.users.extend(seat.user);
         self.trouble(&about, lacking);
@@ -96,13 +98,13 @@ impl Supervisor<'_> {
     }
 
     /// A session runs: the room gets its input and output.
-    pub(super) fn adopt(&mut self, replica: &mut Replica) {
+    pub(super) fn adopt(&mut self, replica: &mut Replica, resumed: Option<String>) {
         let Some((stdin, stdout)) = replica.pipes.take() else { return };
         let instance = replica.instance.clone();
         let pool = (&*instance.service).into();
         let session = Session(instance.generation);
         self.sessions.insert(instance.generation, instance);
-        self.gateway.tell(Verdict::Adopt { session, pool, stdin, stdout });
+        self.gateway.tell(Verdict::Adopt { session, pool, stdin, stdout, resumed });
     }
 
     /// A session's tree is gone.
@@ -133,14 +135,4 @@ fn tokens(spec: &GatewaySpec, pools: &StackSpec) -> Result<Option<Tokens>, Strin
     let tokens = Tokens::parse(&text).map_err(|error| format!("{shown}: {error}"))?;
     tokens.check(|name| pools.pools.contains_key(name)).map_err(|error| format!("{shown}: {error}"))?;
     Ok(Some(tokens))
-}
-
-/// The command with which an agent is started: what its protocol needs is added.
-pub(super) fn as_started(pool: &PoolSpec, spec: &Arc<ServiceSpec>) -> Arc<ServiceSpec> {
-    match pool.protocol {
-        Protocol::Claude => {
-            Arc::new(ServiceSpec { command: claude::arguments(&spec.command, None), ..(**spec).clone() })
-        }
-        Protocol::Jsonl | Protocol::Exec => spec.clone(),
-    }
 }
