@@ -45,7 +45,7 @@ const SOON: Duration = Duration::from_millis(50);
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Tells the supervisor; false when it has too much to hear at this moment.
-pub(crate) type Plead = Box<dyn Fn(Plea) -> bool + Send>;
+pub(crate) type Plead = Box<dyn Fn(Plea) -> bool>;
 
 /// Every turn and session of this room.
 pub(crate) struct Turns {
