@@ -1,8 +1,13 @@
 //! What an agent says: taken from its pipe as fast as somebody listens, and to the end.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -103,12 +108,15 @@ impl Reader {
             tokio::select! {
                 biased;
                 () = shared.to_reader.notified() => {}
-                _ = self.stdout.readable() => match self.look(|stdout, chunk| stdout.try_read(chunk)).await {
-                    Ok(Look::Closed) => return End::Closed,
-                    Ok(Look::Read(_)) => {}
-                    Ok(Look::Empty) => in_a_row = 0,
-                    Err(end) => return end,
-                },
+                looked = poll_fn(|context| self.poll_chunk(context)) => {
+                    // Also what came before something that is not understood.
+                    let handed_on = self.hand_on().await;
+                    match handed_on.and(looked) {
+                        Ok(Look::Closed) => return End::Closed,
+                        Ok(Look::Read(_) | Look::Empty) => {}
+                        Err(end) => return end,
+                    }
+                }
             }
         }
     }
@@ -136,7 +144,9 @@ impl Reader {
     async fn exhaust(&mut self) -> Result<(), End> {
         let mut taken = 0;
         while taken < PIPE {
-            match self.look(|stdout, chunk| Ok(rustix::io::read(stdout, chunk)?)).await? {
+            let looked = self.hear_chunk();
+            self.hand_on().await?;
+            match looked? {
                 Look::Read(count) => taken += count,
                 Look::Empty => break,
                 Look::Closed => return Err(End::Closed),
@@ -145,19 +155,28 @@ impl Reader {
         Ok(())
     }
 
-    async fn look(&mut self, read: impl FnOnce(&Receiver, &mut [u8]) -> io::Result<usize>) -> Result<Look, End> {
-        let looked = self.hear_chunk(read);
-        // Also what came before something that is not understood.
-        self.hand_on().await?;
-        looked
+    /// The chunk lies on the stack: an agent that is silent costs no buffer.
+    fn hear_chunk(&mut self) -> Result<Look, End> {
+        let mut chunk = [MaybeUninit::uninit(); CHUNK];
+        match rustix::io::read(&self.stdout, &mut chunk[..]) {
+            Ok((read, _)) => self.heard(Ok(read)),
+            Err(errno) => self.heard(Err(errno.into())),
+        }
     }
 
-    /// The chunk lies on the stack: an agent that is silent costs no buffer.
-    fn hear_chunk(&mut self, read: impl FnOnce(&Receiver, &mut [u8]) -> io::Result<usize>) -> Result<Look, End> {
-        let mut chunk = [0; CHUNK];
-        match read(&self.stdout, &mut chunk) {
-            Ok(0) => Ok(Look::Closed),
-            Ok(count) => self.hear(&chunk[..count]).map(|()| Look::Read(count)),
+    /// As [`Self::hear_chunk`], when there is something. A chunk that is not full has emptied the pipe, which the runtime
+    /// knows without asking again.
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Result<Look, End>> {
+        let mut chunk = [MaybeUninit::uninit(); CHUNK];
+        let mut chunk = ReadBuf::uninit(&mut chunk);
+        let read = ready!(Pin::new(&mut self.stdout).poll_read(context, &mut chunk));
+        Poll::Ready(self.heard(read.map(|()| chunk.filled())))
+    }
+
+    fn heard(&mut self, read: io::Result<&[u8]>) -> Result<Look, End> {
+        match read {
+            Ok([]) => Ok(Look::Closed),
+            Ok(chunk) => self.hear(chunk).map(|()| Look::Read(chunk.len())),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(Look::Empty),
             Err(error) => Err(End::Failed(format!("the agent's output cannot be read: {error}"))),
         }
