@@ -22,15 +22,15 @@ use crate::{peers, workspace};
 /// Conversations at a time.
 const KEYS: usize = 64;
 
-type Part = (&'static str, fn(&Bench) -> Result<Row, Failure>);
+type Part = (&'static str, fn(&Bench) -> Result<Vec<Row>, Failure>);
 
 const PARTS: [Part; 6] = [
-    ("warm", Bench::warm),
-    ("cold", Bench::cold),
-    ("latency", Bench::latency),
+    ("warm", |bench| bench.warm().map(|row| vec![row])),
+    ("cold", |bench| bench.cold().map(|row| vec![row])),
+    ("latency", |bench| bench.latency().map(|row| vec![row])),
     ("throughput", Bench::throughput),
     ("streams", Bench::streams),
-    ("slope", Bench::slope),
+    ("slope", |bench| bench.slope().map(|row| vec![row])),
 ];
 
 /// `cargo xtask bench serve [--quick] [PART…]`.
@@ -45,7 +45,7 @@ pub(super) fn main(args: &[String]) -> Result<ExitCode, Failure> {
     for (name, measure) in PARTS.iter().filter(|(name, _)| chosen.contains(name)) {
         eprintln!("measuring: {name}");
         match measure(&bench) {
-            Ok(row) => rows.push(row),
+            Ok(more) => rows.extend(more),
             Err(why) => failed.push(format!("{name}: {why}")),
         }
     }
@@ -148,26 +148,9 @@ impl Client {
     /// Asks, and reads the whole answer: its status.
     fn ask(&mut self, key: &str) -> std::io::Result<u16> {
         self.send(key, false, "hello")?;
-        let (mut status, mut length, mut line) = (0, 0, String::new());
-        loop {
-            line.clear();
-            if self.stream.read_line(&mut line)? == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-            let text = line.trim_end();
-            if text.is_empty() {
-                break;
-            }
-            if let Some(rest) = text.strip_prefix("HTTP/1.1 ") {
-                status = rest.get(..3).and_then(|code| code.parse().ok()).unwrap_or(0);
-            } else if let Some((name, value)) = text.split_once(':')
-                && name.eq_ignore_ascii_case("content-length")
-            {
-                length = value.trim().parse().unwrap_or(0);
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
+        let head = Head::read(&mut self.stream)?;
+        let status = head.first.get(9..12).and_then(|code| code.parse().ok()).unwrap_or(0);
+        head.skip_body(&mut self.stream)?;
         Ok(status)
     }
 
@@ -178,6 +161,39 @@ impl Client {
             Ok(status) => Err(Failure(format!("a turn was answered with {status}"))),
             Err(error) => Err(Failure(format!("a turn was not answered: {error}"))),
         }
+    }
+}
+
+/// What comes before a body, of a request or an answer.
+struct Head {
+    first: String,
+    length: usize,
+}
+
+impl Head {
+    fn read(stream: &mut impl BufRead) -> std::io::Result<Self> {
+        let (mut head, mut line) = (Self { first: String::new(), length: 0 }, String::new());
+        loop {
+            line.clear();
+            if stream.read_line(&mut line)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            let text = line.trim_end();
+            if text.is_empty() {
+                return Ok(head);
+            }
+            if head.first.is_empty() {
+                text.clone_into(&mut head.first);
+            } else if let Some((name, value)) = text.split_once(':')
+                && name.eq_ignore_ascii_case("content-length")
+            {
+                head.length = value.trim().parse().unwrap_or(0);
+            }
+        }
+    }
+
+    fn skip_body(&self, stream: &mut impl Read) -> std::io::Result<()> {
+        stream.read_exact(&mut vec![0; self.length])
     }
 }
 
@@ -309,30 +325,29 @@ impl Bench {
     }
 
     /// Turns a second of one core, as many as 16 clients can ask for.
-    fn throughput(&self) -> Result<Row, Failure> {
+    fn throughput(&self) -> Result<Vec<Row>, Failure> {
         let seconds = if self.quick { 3 } else { 10 };
         let stack = Stack::start(self, &format!("    max_sessions: {KEYS}\n    isolation: none"))?;
-        let used = |pids: &[i32]| pids.iter().map(|&pid| ticks(pid)).sum::<u64>();
-        let own = stack.own();
-        flood(stack.address, 1)?;
-        let before = used(&own);
-        let turns = flood(stack.address, seconds)?;
-        let ours = per_core(turns, used(&own) - before);
+        let ours = per_core(stack.address, &stack.own(), seconds)?;
         stack.stop();
-        let wrapper = Wrapper::start(&self.agent)?;
-        flood(wrapper.address, 1)?;
-        let before = used(&[wrapper.up.pid()]);
-        let turns = flood(wrapper.address, seconds)?;
-        let theirs = per_core(turns, used(&[wrapper.up.pid()]) - before);
-        wrapper.stop();
-        Ok(Row {
+        let row = |theirs: &str, rate: f64| Row {
             what: format!("turns a second of one core, {KEYS} conversations"),
             ours: format!("{ours:.0}"),
-            theirs: format!("FastAPI and uvicorn wrapper {theirs:.0}"),
-            ratio: format!("{:.1} × the wrapper", ours / theirs),
+            theirs: format!("{theirs} {rate:.0}"),
+            ratio: format!("{:.1} ×", ours / rate),
             goal: "≥ 20 ×",
-            met: ours >= 20.0 * theirs,
-        })
+            met: ours >= 20.0 * rate,
+        };
+        let wrapper = Python::wrapper(&self.agent)?;
+        let rate = per_core(wrapper.address, &[wrapper.up.pid()], seconds)?;
+        wrapper.stop();
+        let mut rows = vec![row("FastAPI and uvicorn wrapper", rate)];
+        let mock = mock()?;
+        let proxy = Python::litellm(mock)?;
+        let rate = per_core(proxy.address, &[proxy.up.pid()], seconds)?;
+        proxy.stop();
+        rows.push(row("LiteLLM's proxy before a mock that answers at once", rate));
+        Ok(rows)
     }
 
     /// Open streams with a token each a second.
@@ -436,28 +451,49 @@ impl Bench {
     }
 }
 
-/// A wrapper as people write it, in Python.
-struct Wrapper {
+/// What people run instead, in Python.
+struct Python {
     up: Guarded,
     address: SocketAddr,
 }
 
-impl Wrapper {
-    fn start(agent: &[String]) -> Result<Self, Failure> {
-        let bin = peers::fastapi()?;
+impl Python {
+    /// A wrapper as people write it.
+    fn wrapper(agent: &[String]) -> Result<Self, Failure> {
         let address = free_address()?;
-        let mut up = command(bin.join("python"));
+        let mut up = command(peers::fastapi()?.join("python"));
         up.arg(workspace::root().join("xtask/src/bench/wrapper.py")).arg(address.port().to_string()).args(agent);
+        Self::start(up, address)
+    }
+
+    /// LiteLLM's proxy, which asks whoever answers at `mock`.
+    fn litellm(mock: SocketAddr) -> Result<Self, Failure> {
+        let address = free_address()?;
+        let file = workspace::scratch("serve-litellm")?.join("config.yaml");
+        let model =
+            serde_json::json!({ "model": "openai/mock", "api_base": format!("http://{mock}/v1"), "api_key": "x" });
+        let all = serde_json::json!({ "model_list": [{ "model_name": "bench", "litellm_params": model }] });
+        std::fs::write(&file, all.to_string()).map_err(Failure::on("write", &file))?;
+        let bin = peers::litellm()?;
+        let mut up = command(bin.join("litellm"));
+        up.arg("--config").arg(&file).args(["--host", "127.0.0.1", "--telemetry", "False", "--port"]);
+        up.arg(address.port().to_string());
+        // Nothing is fetched, and nothing is logged of a request.
+        up.env("LITELLM_LOCAL_MODEL_COST_MAP", "True").env("LITELLM_LOG", "ERROR");
+        Self::start(up, address)
+    }
+
+    fn start(mut up: std::process::Command, address: SocketAddr) -> Result<Self, Failure> {
         up.stdout(Stdio::null()).stderr(Stdio::null());
-        let wrapper = Self { up: Guarded::start(&mut up)?, address };
+        let python = Self { up: Guarded::start(&mut up)?, address };
         let began = Instant::now();
         while Client::connect(address).is_err() {
-            if began.elapsed() > Duration::from_secs(30) {
-                return Err(Failure("the wrapper does not answer".to_owned()));
+            if began.elapsed() > Duration::from_secs(90) {
+                return Err(Failure(format!("{:?} does not answer", up.get_program())));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(wrapper)
+        Ok(python)
     }
 
     fn stop(mut self) {
@@ -466,8 +502,39 @@ impl Wrapper {
     }
 }
 
-fn per_core(turns: u64, ticks: u64) -> f64 {
-    turns as f64 * procfs::ticks_per_second() as f64 / ticks.max(1) as f64
+/// A model's server that answers every request at once and with the same words, until this process ends.
+fn mock() -> Result<SocketAddr, Failure> {
+    const BODY: &str = "{\"id\":\"chatcmpl-1\",\"object\":\"chat.completion\",\"created\":1,\"model\":\"mock\",\"choices\":[{\
+        \"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"hello\",\"refusal\":null},\"logprobs\":null,\
+        \"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1,\"total_tokens\":2}}";
+    let failed = |error: std::io::Error| Failure(format!("the mock cannot listen: {error}"));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let answer =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{BODY}", BODY.len());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let answer = answer.clone();
+            std::thread::spawn(move || {
+                let mut stream = BufReader::new(stream);
+                while Head::read(&mut stream).and_then(|head| head.skip_body(&mut stream)).is_ok() {
+                    if stream.get_mut().write_all(answer.as_bytes()).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// What these processes are asked for, a second of one core.
+fn per_core(address: SocketAddr, pids: &[i32], seconds: u64) -> Result<f64, Failure> {
+    let used = || pids.iter().map(|&pid| ticks(pid)).sum::<u64>();
+    flood(address, 1)?;
+    let before = used();
+    let turns = flood(address, seconds)?;
+    Ok(turns as f64 * procfs::ticks_per_second() as f64 / (used() - before).max(1) as f64)
 }
 
 /// Sixteen clients ask as fast as they are answered: turns.
