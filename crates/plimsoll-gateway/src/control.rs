@@ -5,8 +5,9 @@
 //! and, where the address is reached from outside, has the token.
 
 mod door;
+mod patient;
 mod question;
-mod reply;
+pub(crate) mod reply;
 
 pub use door::Door;
 pub use question::{Command, Question};
@@ -32,6 +33,7 @@ use crate::chat::Problem;
 use crate::limits::open_files;
 use crate::serve::is_ours;
 use door::Listening;
+use patient::Patient;
 use question::Miss;
 pub(crate) use reply::Words;
 
@@ -101,11 +103,12 @@ fn spawn<S>(
     tokio::task::spawn_local(async move {
         let service = service_fn(|request: Request<Incoming>| {
             let (door, answerer, api) = (door.clone(), answerer.clone(), api.clone());
-            async move { Ok::<_, Infallible>(answer(&door, &answerer, &api, request).await) }
+            // On the heap as long as it runs: a connection keeps the room of its service's future for its whole life.
+            Box::pin(async move { Ok::<_, Infallible>(answer(&door, &answerer, &api, request).await) })
         });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_header_size(HEAD_BYTES);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(Patient::new(stream)), service));
         let is_over = tokio::select! {
             _ = connection.as_mut() => true,
             _ = leaving.wait_for(|&is_leaving| is_leaving) => false,
@@ -142,13 +145,14 @@ async fn answer(door: &Door, answerer: &Answerer, api: &Rc<Api>, request: Reques
     let (reply, coming) = Reply::new();
     answerer(question, reply);
     match coming.await {
-        Ok(response) => response,
+        Ok(response) => response.map(Words::Sent),
         Err(_) => refuse(StatusCode::SERVICE_UNAVAILABLE, "nobody answers: plimsoll is stopping", None),
     }
 }
 
 fn refuse(status: StatusCode, words: &str, allow: Option<&'static str>) -> Response<Words> {
-    let mut response = reply::response(Answer { status: status.as_u16(), ..Answer::text(format!("{words}\n")) });
+    let answer = Answer { status: status.as_u16(), ..Answer::text(format!("{words}\n")) };
+    let mut response = reply::response(answer).map(Words::Sent);
     if let Some(allow) = allow {
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
     }
