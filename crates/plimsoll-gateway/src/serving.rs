@@ -50,7 +50,7 @@ pub(crate) type Plead = Box<dyn Fn(Plea) -> bool>;
 /// Every turn and session of this room.
 pub(crate) struct Turns {
     plead: Plead,
-    pools: RefCell<BTreeMap<Arc<str>, Arc<PoolSpec>>>,
+    pools: RefCell<Rc<Pools>>,
     sessions: RefCell<BTreeMap<Session, Rc<Seat>>>,
     /// Turns that wait for a session.
     asked: RefCell<BTreeMap<Turn, oneshot::Sender<Assigned>>>,
@@ -62,6 +62,9 @@ pub(crate) struct Turns {
     prints: RefCell<BTreeMap<Talk, Print>>,
     counts: Arc<Counts>,
 }
+
+/// Pools by their names.
+type Pools = BTreeMap<Arc<str>, Arc<PoolSpec>>;
 
 /// A conversation: its pool and its key.
 type Talk = (Arc<str>, Arc<str>);
@@ -138,7 +141,7 @@ impl Turns {
     }
 
     /// All pools.
-    pub(crate) fn pools(&self) -> BTreeMap<Arc<str>, Arc<PoolSpec>> {
+    pub(crate) fn pools(&self) -> Rc<Pools> {
         self.pools.borrow().clone()
     }
 
@@ -156,7 +159,7 @@ impl Turns {
     /// What the supervisor says.
     pub(crate) fn hear(self: &Rc<Self>, verdict: Verdict) {
         match verdict {
-            Verdict::Pools(pools) => *self.pools.borrow_mut() = pools,
+            Verdict::Pools(pools) => *self.pools.borrow_mut() = Rc::new(pools),
             Verdict::Settings(settings) => {
                 let opened = settings.state_dir.as_deref().map(Conversations::open);
                 *self.conversations.borrow_mut() = opened.and_then(Result::ok);

@@ -9,12 +9,11 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
 
 use super::dialog::{Dialog, Word};
 use super::lines::Lines;
 use super::piece::Piece;
+use super::pieces::{Giver, NotGiven};
 use super::{PART, Phase, Shared};
 
 /// Bytes that are taken from the pipe at once.
@@ -53,7 +52,7 @@ struct Reader {
     shared: Rc<Shared>,
     lines: Lines,
     /// Whoever asked for the turn that runs, while that listens.
-    answer: Option<mpsc::Sender<Piece>>,
+    answer: Option<Giver>,
     had_turn: bool,
     /// What came of the last chunk.
     words: Vec<Word>,
@@ -234,9 +233,9 @@ impl Reader {
         let is_last = piece.is_last();
         let is_heard = match piece {
             // Where there is no room for it there is something better to be heard.
-            Piece::Alive => !matches!(answer.try_send(piece), Err(TrySendError::Closed(_))),
+            Piece::Alive => answer.try_give(piece) != Err(NotGiven::Gone),
             Piece::Delta(text) if text.len() > PART => give_parts(answer, &text).await,
-            piece => answer.send(piece).await.is_ok(),
+            piece => answer.give(piece).await,
         };
         if is_last || !is_heard {
             self.answer = None;
@@ -248,7 +247,7 @@ impl Reader {
         let _ = self.hand_on().await;
         if let Some(asked) = self.shared.asked.take() {
             self.shared.is_busy.set(false);
-            let _ = asked.answer.try_send(Piece::Broken(why));
+            let _ = asked.answer.try_give(Piece::Broken(why));
         }
     }
 
@@ -291,10 +290,10 @@ fn hear_line(dialog: &mut Dialog, line: &[u8], shared: &Shared, words: &mut Vec<
 }
 
 /// Whether somebody listened to the end.
-async fn give_parts(answer: &mpsc::Sender<Piece>, mut text: &str) -> bool {
+async fn give_parts(answer: &Giver, mut text: &str) -> bool {
     while !text.is_empty() {
         let (part, rest) = text.split_at(text.floor_char_boundary(PART));
-        if answer.send(Piece::Delta(part.to_owned())).await.is_err() {
+        if !answer.give(Piece::Delta(part.to_owned())).await {
             return false;
         }
         text = rest;
