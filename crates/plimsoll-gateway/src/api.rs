@@ -297,7 +297,7 @@ async fn streamed(mut reader: Reader, chunks: Chunks) -> Result<Response<Words>,
             note => break Some(note),
         }
     };
-    Ok(events(Words::Told(Box::new(Telling { reader, chunks, next: first, stage: Stage::Greets, alive: None }))))
+    Ok(events(Words::Told(Box::new(Telling::new(reader, chunks, first)))))
 }
 
 /// An answer that is told as it comes: a body that reads its turn's tape.
@@ -324,6 +324,11 @@ enum Stage {
 }
 
 impl Telling {
+    /// `next` was read already.
+    pub(crate) fn new(reader: Reader, chunks: Chunks, next: Option<Note>) -> Self {
+        Self { reader, chunks, next, stage: Stage::Greets, alive: None }
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.stage == Stage::Over
     }

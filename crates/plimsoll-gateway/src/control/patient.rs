@@ -1,7 +1,9 @@
 //! A connection whose client may be slow to listen, and not for ever.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,16 +16,31 @@ const SLOWEST: Duration = Duration::from_secs(60);
 /// Writes that wait for longer than [`SLOWEST`] fail.
 pub(super) struct Patient<S> {
     stream: S,
+    /// What was read before, and is read again first.
+    ahead: Vec<u8>,
     /// Since something waits to be taken.
     until: Option<Pin<Box<Sleep>>>,
+    /// Whether something does, for whoever does not have the stream.
+    is_full: Rc<Cell<bool>>,
 }
 
 impl<S> Patient<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, until: None }
+        Self { stream, ahead: Vec::new(), until: None, is_full: Rc::default() }
+    }
+
+    /// This is read next, before what is ahead already.
+    pub(super) fn read_first(&mut self, bytes: &[u8]) {
+        self.ahead.splice(..0, bytes.iter().copied());
+    }
+
+    /// Whether something that was written is not taken yet.
+    pub(super) fn is_full(&self) -> Rc<Cell<bool>> {
+        self.is_full.clone()
     }
 
     fn wait<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.is_full.set(written.is_pending());
         if written.is_ready() {
             self.until = None;
             return written;
@@ -39,6 +56,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead[..count]);
+            self.ahead.drain(..count);
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use hyper::{Response, StatusCode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, interval_at};
 
+use super::handing::Handing;
 use crate::api::Telling;
 
 /// What an answer is written in.
@@ -131,6 +133,8 @@ pub(crate) enum Words {
     Whole(Bytes),
     /// Read from a tape of this thread.
     Told(Box<Telling>),
+    /// Not told by hyper.
+    Handed(Rc<Handing>),
     Sent(Sent),
 }
 
@@ -196,6 +200,10 @@ impl Body for Words {
         match self.get_mut() {
             Self::Whole(bytes) => whole(bytes),
             Self::Told(telling) => telling.poll(context).map(|text| text.and_then(piece)),
+            Self::Handed(handing) => {
+                handing.ask();
+                Poll::Pending
+            }
             Self::Sent(sent) => sent.poll(context),
         }
     }
@@ -204,14 +212,14 @@ impl Body for Words {
         match self {
             Self::Whole(bytes) | Self::Sent(Sent::Whole(bytes)) => bytes.is_empty(),
             Self::Told(telling) => telling.is_over(),
-            Self::Sent(Sent::Coming { .. }) => false,
+            Self::Handed(_) | Self::Sent(Sent::Coming { .. }) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(bytes) | Self::Sent(Sent::Whole(bytes)) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Told(_) | Self::Sent(Sent::Coming { .. }) => SizeHint::default(),
+            Self::Told(_) | Self::Handed(_) | Self::Sent(Sent::Coming { .. }) => SizeHint::default(),
         }
     }
 }
