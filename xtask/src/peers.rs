@@ -9,6 +9,8 @@ use crate::workspace;
 const PM2: &str = "pm2@7.0.4";
 const SUPERVISOR: &str = "supervisor==4.3.0";
 const FASTAPI: [&str; 2] = ["fastapi==0.165.0", "uvicorn[standard]==0.54.0"];
+/// To the version, and no later one unseen: 1.82.7 and 1.82.8 were another's who stole keys (BerriAI/litellm#24518).
+const LITELLM: [&str; 1] = ["litellm[proxy]==1.82.6"];
 
 /// pm2's command, installed when it is missing.
 pub(crate) fn pm2() -> Result<PathBuf, Failure> {
@@ -31,6 +33,11 @@ pub(crate) fn supervisor() -> Result<PathBuf, Failure> {
 /// The folder of a python that has FastAPI, and of uvicorn; installed when it is missing.
 pub(crate) fn fastapi() -> Result<PathBuf, Failure> {
     from_pypi("fastapi", "uvicorn", &FASTAPI)
+}
+
+/// The folder of LiteLLM's proxy, installed when it is missing.
+pub(crate) fn litellm() -> Result<PathBuf, Failure> {
+    from_pypi("litellm", "litellm", &LITELLM)
 }
 
 /// The programs' folder of an environment with these packages, made when `program` is not there.

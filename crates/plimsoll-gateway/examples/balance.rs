@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     };
     let backends =
         ports.iter().zip(1..).map(|(&port, instance)| Backend { instance, port, state: State::Up }).collect();
-    let opened = Gateway::start(|_| {}, |_| true).and_then(|mut gateway| {
+    let opened = Gateway::start(|_| {}, |_| true, || {}).and_then(|mut gateway| {
         let address = gateway.open("service", listen, Limits::default())?;
         gateway.route("service", backends);
         Ok((gateway, address))

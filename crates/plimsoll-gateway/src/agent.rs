@@ -16,6 +16,7 @@ pub mod jsonl;
 pub mod lines;
 mod loose;
 pub mod piece;
+mod pieces;
 pub mod prompt;
 mod reader;
 mod writer;
@@ -28,16 +29,14 @@ use std::task::{Context, Poll};
 
 use plimsoll_model::pool::Protocol;
 use tokio::net::unix::pipe::{Receiver, Sender};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use dialog::Dialog;
 pub use piece::{Piece, Usage};
+use pieces::{Giver, Taker};
 pub use prompt::{Message, Prompt, Role};
 use writer::Outbox;
-
-/// Pieces between the reader and whoever asked; with [`PART`], half a megabyte at most.
-const PIECES: usize = 16;
 
 /// A delta is handed on in parts of at most so many bytes.
 const PART: usize = 32 << 10;
@@ -63,7 +62,7 @@ type OnGarbage = Box<dyn Fn(&[u8])>;
 /// A turn that was asked for and has not begun.
 struct Asked {
     prompt: Prompt,
-    answer: mpsc::Sender<Piece>,
+    answer: Giver,
 }
 
 /// What the agent's handle and its two tasks share.
@@ -194,11 +193,11 @@ impl Agent {
 
     /// Asks. One turn at a time: what cannot begin has [`Piece::Broken`] as its only piece.
     pub fn turn(&self, prompt: Prompt) -> Answer {
-        let (answer, pieces) = mpsc::channel(PIECES);
+        let (answer, pieces) = pieces::way();
         let refused =
             self.shared.broken().or_else(|| self.is_busy().then(|| "the agent has a turn already".to_owned()));
         match refused {
-            Some(why) => drop(answer.try_send(Piece::Broken(why))),
+            Some(why) => drop(answer.try_give(Piece::Broken(why))),
             None => {
                 self.shared.is_busy.set(true);
                 self.shared.asked.replace(Some(Asked { prompt, answer }));
@@ -219,7 +218,7 @@ impl Agent {
     pub fn interrupt(&self) -> bool {
         if let Some(asked) = self.shared.asked.take() {
             self.shared.is_busy.set(false);
-            let _ = asked.answer.try_send(Piece::Interrupted);
+            let _ = asked.answer.try_give(Piece::Interrupted);
             return true;
         }
         let said = self.shared.dialog.borrow_mut().interrupt();
@@ -289,7 +288,7 @@ impl Drop for Agent {
 /// heard and forgotten.
 #[derive(Debug)]
 pub struct Answer {
-    pieces: mpsc::Receiver<Piece>,
+    pieces: Taker,
     is_over: bool,
 }
 
@@ -304,7 +303,7 @@ impl Answer {
         if self.is_over {
             return Poll::Ready(None);
         }
-        self.pieces.poll_recv(context).map(|piece| {
+        self.pieces.poll_take(context).map(|piece| {
             // Without a last piece: the agent was dropped.
             let piece = piece.unwrap_or_else(|| Piece::Broken("the session was closed".to_owned()));
             self.is_over = piece.is_last();

@@ -4,18 +4,18 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Interval, timeout};
 
 use crate::chat::response::{Chunks, Finish, Head, Usage};
 use crate::chat::structured::Format;
 use crate::chat::{self, Message, Problem, Role, models, request};
-use crate::control::{Door, Words};
+use crate::control::{Door, Words, reply};
 use crate::desk::Verdict;
 use crate::late::{Late, Lates};
 use crate::leases::Cut;
@@ -26,12 +26,6 @@ use crate::webhook::{self, Answered, Echoes};
 
 /// A body has to be here after so long.
 const BODY_TIME: Duration = Duration::from_secs(30);
-
-/// Events of a stream that wait for its client; meanwhile the agent's answer waits on its tape.
-const BEHIND: usize = 16;
-
-/// A client that takes nothing of its stream for so long is gone.
-const SLOWEST: Duration = Duration::from_secs(60);
 
 /// The pools' side of this room.
 pub(crate) struct Api {
@@ -121,9 +115,12 @@ impl Api {
         let pool = models::pool_of(&pools, &asked.model).map(|(pool, _)| pool.clone());
         let pool = pool.filter(|pool| door.is_for(known, pool)).ok_or_else(|| Problem::no_model(&asked.model))?;
         let key = asked.session(headers.get("x-session-id").map(HeaderValue::as_bytes))?;
+        let is_retry = is_retry(&headers);
+        // They hold the buffer that the connection reads into.
+        drop(headers);
         let head = Head { id: self.next_id(), created: now(), model: asked.model.clone() };
         if asked.format != Format::Text {
-            return self.structured(&pool, key, asked, head, is_retry(&headers)).await;
+            return self.structured(&pool, key, asked, head, is_retry).await;
         }
         let ask = Ask {
             print: asked.print(key.as_deref()),
@@ -133,7 +130,7 @@ impl Api {
             instruction: None,
             is_streamed: asked.stream,
             is_aside: false,
-            is_retry: is_retry(&headers),
+            is_retry,
             goes_on: false,
         };
         let reader = self.turns.begin(ask)?;
@@ -340,49 +337,84 @@ fn is_retry(headers: &HeaderMap) -> bool {
 
 /// Streams an answer. What goes wrong before its first word is told with a status of its own.
 async fn streamed(mut reader: Reader, chunks: Chunks) -> Result<Response<Words>, Problem> {
-    let model = chunks.model().to_owned();
-    let mut first = loop {
+    let first = loop {
         match reader.next().await {
             Note::Began => {}
-            Note::Failed(failure) => return Err(problem(&model, failure)),
+            Note::Failed(failure) => return Err(problem(chunks.model(), failure)),
             note => break Some(note),
         }
     };
-    let (say, coming) = mpsc::channel(BEHIND);
-    tokio::task::spawn_local(async move {
-        // Whoever does not listen for a minute, or has gone, is not written to any more: the reader goes with this task.
-        let send =
-            async |text: String| timeout(SLOWEST, say.send(Bytes::from(text))).await.is_ok_and(|sent| sent.is_ok());
-        if !send(chunks.first()).await {
-            return;
+    Ok(events(Words::Told(Box::new(Telling::new(reader, chunks, first)))))
+}
+
+/// An answer that is told as it comes: a body that reads its turn's tape.
+#[derive(Debug)]
+pub(crate) struct Telling {
+    reader: Reader,
+    chunks: Chunks,
+    /// A note that was read already.
+    next: Option<Note>,
+    stage: Stage,
+    alive: Option<Box<Interval>>,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It has not said who speaks.
+    Greets,
+    /// No word has come yet.
+    Silent,
+    /// Words have come.
+    Speaks,
+    Over,
+}
+
+impl Telling {
+    /// `next` was read already.
+    pub(crate) fn new(reader: Reader, chunks: Chunks, next: Option<Note>) -> Self {
+        Self { reader, chunks, next, stage: Stage::Greets, alive: None }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.stage == Stage::Over
+    }
+
+    /// The next piece; none after the last.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<String>> {
+        match self.stage {
+            Stage::Greets => {
+                self.stage = Stage::Silent;
+                return Poll::Ready(Some(self.chunks.first()));
+            }
+            Stage::Over => return Poll::Ready(None),
+            Stage::Silent | Stage::Speaks => {}
         }
-        let mut said = false;
         loop {
-            let note = match first.take() {
+            let note = match self.next.take() {
                 Some(note) => note,
-                None => tokio::select! {
-                    note = reader.next() => note,
-                    () = say.closed() => return,
+                None => match self.reader.poll_next(context) {
+                    Poll::Ready(note) => note,
+                    Poll::Pending => return reply::poll_alive(&mut self.alive, context).map(Some),
                 },
             };
-            let (text, is_over) = match note {
-                Note::Began => continue,
-                Note::Delta(delta) => {
-                    said = true;
-                    (chunks.words(&delta), false)
-                }
-                Note::Final(text, usage) => {
-                    let rest = if said { String::new() } else { chunks.words(&text) };
-                    (rest + &chunks.end(Finish::Stop, cost(usage)), true)
-                }
-                Note::Failed(failure) => (problem(&model, failure).event(), true),
-            };
-            if !send(text).await || is_over {
-                return;
+            if let Some(alive) = &mut self.alive {
+                alive.reset();
             }
+            let (text, stage) = match note {
+                Note::Began => continue,
+                Note::Delta(delta) => (self.chunks.words(&delta), Stage::Speaks),
+                Note::Final(text, usage) => {
+                    let said = self.stage == Stage::Speaks;
+                    let rest = if said { String::new() } else { self.chunks.words(&text) };
+                    (rest + &self.chunks.end(Finish::Stop, cost(usage)), Stage::Over)
+                }
+                Note::Failed(failure) => (problem(self.chunks.model(), failure).event(), Stage::Over),
+            };
+            self.stage = stage;
+            return Poll::Ready(Some(text));
         }
-    });
-    Ok(events(Words::Coming { coming, events: true, alive: None }))
+    }
 }
 
 fn cost(usage: Option<crate::agent::Usage>) -> Usage {

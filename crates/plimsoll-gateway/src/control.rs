@@ -5,16 +5,20 @@
 //! and, where the address is reached from outside, has the token.
 
 mod door;
+mod handing;
+mod patient;
 mod question;
-mod reply;
+pub(crate) mod reply;
 
 pub use door::Door;
 pub use question::{Command, Question};
 pub use reply::{Answer, Kind, Reply, Stream};
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -32,6 +36,8 @@ use crate::chat::Problem;
 use crate::limits::open_files;
 use crate::serve::is_ours;
 use door::Listening;
+use handing::Handing;
+use patient::Patient;
 use question::Miss;
 pub(crate) use reply::Words;
 
@@ -99,20 +105,45 @@ fn spawn<S>(
     let (door, answerer, crowd, mut leaving) = (door.clone(), answerer.clone(), crowd.clone(), leaving.clone());
     let api = api.clone();
     tokio::task::spawn_local(async move {
-        let service = service_fn(|request: Request<Incoming>| {
-            let (door, answerer, api) = (door.clone(), answerer.clone(), api.clone());
-            async move { Ok::<_, Infallible>(answer(&door, &answerer, &api, request).await) }
-        });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_header_size(HEAD_BYTES);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let is_over = tokio::select! {
-            _ = connection.as_mut() => true,
-            _ = leaving.wait_for(|&is_leaving| is_leaving) => false,
-        };
-        if !is_over {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
+        let mut stream = Patient::new(stream);
+        let is_full = stream.is_full();
+        loop {
+            let handing = Rc::new(Handing::default());
+            let service = service_fn(|request: Request<Incoming>| {
+                let (door, answerer, api) = (door.clone(), answerer.clone(), api.clone());
+                let handing = handing::stays(&request).then(|| handing.clone());
+                // On the heap as long as it runs: a connection keeps the room of its service's future for its whole life.
+                Box::pin(async move {
+                    let response = answer(&door, &answerer, &api, request).await;
+                    Ok::<_, Infallible>(match &handing {
+                        Some(handing) => handing::put(handing, response),
+                        None => response,
+                    })
+                })
+            });
+            let mut connection = builder.serve_connection(TokioIo::new(stream), service);
+            let mut is_leaving = false;
+            let telling = loop {
+                let handed = poll_fn(|context| match Pin::new(&mut connection).poll(context) {
+                    Poll::Ready(_) => Poll::Ready(None),
+                    Poll::Pending if is_full.get() => Poll::Pending,
+                    Poll::Pending => handing.take().map_or(Poll::Pending, |telling| Poll::Ready(Some(telling))),
+                });
+                tokio::select! {
+                    handed = handed => break handed,
+                    _ = leaving.wait_for(|&is_leaving| is_leaving), if !is_leaving => is_leaving = true,
+                }
+                Pin::new(&mut connection).graceful_shutdown();
+            };
+            let Some(telling) = telling else { break };
+            let parts = connection.into_parts();
+            stream = parts.io.into_inner();
+            stream.read_first(&parts.read_buf);
+            if handing::tell(&mut stream, telling).await.is_err() || is_leaving {
+                break;
+            }
         }
         drop(crowd);
     });
@@ -142,13 +173,14 @@ async fn answer(door: &Door, answerer: &Answerer, api: &Rc<Api>, request: Reques
     let (reply, coming) = Reply::new();
     answerer(question, reply);
     match coming.await {
-        Ok(response) => response,
+        Ok(response) => response.map(Words::Sent),
         Err(_) => refuse(StatusCode::SERVICE_UNAVAILABLE, "nobody answers: plimsoll is stopping", None),
     }
 }
 
 fn refuse(status: StatusCode, words: &str, allow: Option<&'static str>) -> Response<Words> {
-    let mut response = reply::response(Answer { status: status.as_u16(), ..Answer::text(format!("{words}\n")) });
+    let answer = Answer { status: status.as_u16(), ..Answer::text(format!("{words}\n")) };
+    let mut response = reply::response(answer).map(Words::Sent);
     if let Some(allow) = allow {
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
     }

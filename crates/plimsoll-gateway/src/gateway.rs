@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -115,6 +116,8 @@ pub struct Gateway {
     ports: BTreeMap<Arc<str>, Port>,
     /// What services' former ports have counted, and still count while they drain.
     former: BTreeMap<Arc<str>, (Tally, Vec<Arc<Counters>>)>,
+    /// Verdicts lie in the tray that the thread was not woken for.
+    is_untold: AtomicBool,
     served: Arc<Counts>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -124,13 +127,15 @@ impl Gateway {
     /// supervisor's takes before.
     ///
     /// `plead` takes what sessions and turns have to tell, without waiting, and answers whether it could: what it could not
-    /// take it is told again.
+    /// take it is told again. `wake` is called once for all pleas of a moment, after the last of them: to wake another
+    /// thread costs more than all else that a plea does.
     ///
     /// # Errors
     /// When no thread or no event queue is to be had.
     pub fn start(
         hear: impl Fn(Told) + Send + 'static,
         plead: impl Fn(Plea) -> bool + Send + 'static,
+        wake: impl Fn() + Send + 'static,
     ) -> Result<Self, GatewayError> {
         let shared = Arc::new(Shared { tray: Mutex::default(), bell: Notify::new() });
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
@@ -146,7 +151,10 @@ impl Gateway {
                 match runtime {
                     Ok(runtime) => {
                         let _ = ready.send(Ok(()));
-                        runtime.block_on(run(inside, Rc::new(hear), Box::new(plead), counts));
+                        runtime.block_on(async {
+                            let plead = together(plead, wake);
+                            run(inside, Rc::new(hear), plead, counts).await;
+                        });
                         runtime.shutdown_background();
                     }
                     Err(error) => {
@@ -156,7 +164,14 @@ impl Gateway {
             })
             .map_err(GatewayError::Thread)?;
         is_ready.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())).map_err(GatewayError::Thread)?;
-        Ok(Self { shared, ports: BTreeMap::new(), former: BTreeMap::new(), served, thread: Some(thread) })
+        Ok(Self {
+            shared,
+            ports: BTreeMap::new(),
+            former: BTreeMap::new(),
+            is_untold: AtomicBool::new(false),
+            served,
+            thread: Some(thread),
+        })
     }
 
     /// Opens a service's port; requests are answered once a route is given. An address with port 0 gets a free one. The
@@ -240,9 +255,17 @@ impl Gateway {
         all
     }
 
-    /// Says something about pools, sessions and turns. Words are heard in their order.
+    /// Says something about pools, sessions and turns. Words are heard in their order, once [`Self::wake`] is called.
     pub fn tell(&self, verdict: Verdict) {
-        self.shared.put(|tray| tray.verdicts.push(verdict));
+        self.shared.tray.lock().unwrap_or_else(PoisonError::into_inner).verdicts.push(verdict);
+        self.is_untold.store(true, Ordering::Relaxed);
+    }
+
+    /// Wakes the thread for what it was told, if it was told something.
+    pub fn wake(&self) {
+        if self.is_untold.swap(false, Ordering::Relaxed) {
+            self.shared.bell.notify_one();
+        }
     }
 
     /// What turns have come to.
@@ -289,6 +312,23 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, 4096)?;
     Ok(socket.into())
+}
+
+/// Pleads, and wakes whoever is to hear it when everybody else who can run has run: what they plead meanwhile is heard with it.
+fn together(plead: impl Fn(Plea) -> bool + 'static, wake: impl Fn() + 'static) -> Plead {
+    let has_more = Rc::new(Notify::new());
+    let waits = has_more.clone();
+    tokio::task::spawn_local(async move {
+        loop {
+            waits.notified().await;
+            wake();
+        }
+    });
+    Box::new(move |plea| {
+        let sent = plead(plea);
+        has_more.notify_one();
+        sent
+    })
 }
 
 /// The thread's loop.
@@ -360,7 +400,7 @@ mod tests {
 
     #[test]
     fn what_a_service_has_counted_outlives_its_ports() {
-        let mut gateway = Gateway::start(|_| {}, |_| true).unwrap();
+        let mut gateway = Gateway::start(|_| {}, |_| true, || {}).unwrap();
         let any: SocketAddr = ([127, 0, 0, 1], 0).into();
         for round in 1..=5u64 {
             gateway.open("api", any, Limits::default()).unwrap();

@@ -56,12 +56,12 @@ const SOON: Duration = Duration::from_millis(50);
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Tells the supervisor; false when it has too much to hear at this moment.
-pub(crate) type Plead = Box<dyn Fn(Plea) -> bool + Send>;
+pub(crate) type Plead = Box<dyn Fn(Plea) -> bool>;
 
 /// Every turn and session of this room.
 pub(crate) struct Turns {
     plead: Plead,
-    pools: RefCell<BTreeMap<Arc<str>, Arc<PoolSpec>>>,
+    pools: RefCell<Rc<Pools>>,
     sessions: RefCell<BTreeMap<Session, Rc<Seat>>>,
     /// Turns that wait for a session.
     asked: RefCell<BTreeMap<Turn, oneshot::Sender<Assigned>>>,
@@ -81,6 +81,9 @@ pub(crate) struct Turns {
     is_troubled: Cell<bool>,
     counts: Arc<Counts>,
 }
+
+/// Pools by their names.
+type Pools = BTreeMap<Arc<str>, Arc<PoolSpec>>;
 
 /// A conversation: its pool and its key.
 pub(crate) type Talk = (Arc<str>, Arc<str>);
@@ -194,7 +197,7 @@ impl Turns {
     }
 
     /// All pools.
-    pub(crate) fn pools(&self) -> BTreeMap<Arc<str>, Arc<PoolSpec>> {
+    pub(crate) fn pools(&self) -> Rc<Pools> {
         self.pools.borrow().clone()
     }
 
@@ -212,7 +215,7 @@ impl Turns {
     /// What the supervisor says.
     pub(crate) fn hear(self: &Rc<Self>, verdict: Verdict) {
         match verdict {
-            Verdict::Pools(pools) => *self.pools.borrow_mut() = pools,
+            Verdict::Pools(pools) => *self.pools.borrow_mut() = Rc::new(pools),
             Verdict::Settings(settings) => self.set(settings),
             Verdict::Adopt { session, pool, stdin, stdout, resumed } => {
                 let spec = self.pools.borrow().get(&pool).cloned();

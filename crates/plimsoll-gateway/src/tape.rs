@@ -2,8 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -55,18 +57,25 @@ pub(crate) enum Note {
 }
 
 /// What one turn has said so far, for everybody who wants to hear it.
+#[derive(Debug)]
 pub(crate) struct Tape {
     notes: RefCell<Vec<Note>>,
-    changed: Notify,
+    /// Those who wait for the next note, by the readers' numbers.
+    waiting: RefCell<BTreeMap<u64, Waker>>,
+    /// A reader has gone.
+    left: Notify,
     readers: Cell<usize>,
+    last_reader: Cell<u64>,
     goes_on: bool,
     /// Its turn has not begun and never will: whoever sends it again is not to hear this.
     is_void: Cell<bool>,
 }
 
 /// One who reads a tape, from its beginning.
+#[derive(Debug)]
 pub(crate) struct Reader {
     tape: Rc<Tape>,
+    number: u64,
     at: usize,
 }
 
@@ -83,8 +92,10 @@ impl Tape {
     pub(crate) fn new(goes_on: bool) -> Rc<Self> {
         Rc::new(Self {
             notes: RefCell::default(),
-            changed: Notify::new(),
+            waiting: RefCell::default(),
+            left: Notify::new(),
             readers: Cell::new(0),
+            last_reader: Cell::new(0),
             goes_on,
             is_void: Cell::new(false),
         })
@@ -92,7 +103,8 @@ impl Tape {
 
     pub(crate) fn write(&self, note: Note) {
         self.notes.borrow_mut().push(note);
-        self.changed.notify_waiters();
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        waiting.into_values().for_each(Waker::wake);
     }
 
     /// Its turn never began: whoever sends it again begins it.
@@ -121,7 +133,8 @@ impl Tape {
 
     pub(crate) fn read(self: &Rc<Self>) -> Reader {
         self.readers.set(self.readers.get() + 1);
-        Reader { tape: self.clone(), at: 0 }
+        self.last_reader.set(self.last_reader.get() + 1);
+        Reader { tape: self.clone(), number: self.last_reader.get(), at: 0 }
     }
 
     /// Waits until nobody has read it for [`LINGER`].
@@ -136,7 +149,7 @@ impl Tape {
                     return;
                 }
             }
-            self.changed.notified().await;
+            self.left.notified().await;
         }
     }
 }
@@ -144,15 +157,19 @@ impl Tape {
 impl Reader {
     /// The next note. After a final or failed one there is none, and it must not be asked for.
     pub(crate) async fn next(&mut self) -> Note {
-        loop {
-            let changed = self.tape.changed.notified();
-            let note = self.tape.notes.borrow().get(self.at).cloned();
-            match note {
-                Some(note) => {
-                    self.at += 1;
-                    return note;
-                }
-                None => changed.await,
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// As [`Self::next`], for who polls.
+    pub(crate) fn poll_next(&mut self, context: &Context<'_>) -> Poll<Note> {
+        match self.tape.notes.borrow().get(self.at).cloned() {
+            Some(note) => {
+                self.at += 1;
+                Poll::Ready(note)
+            }
+            None => {
+                self.tape.waiting.borrow_mut().insert(self.number, context.waker().clone());
+                Poll::Pending
             }
         }
     }
@@ -172,7 +189,8 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.tape.readers.set(self.tape.readers.get() - 1);
-        self.tape.changed.notify_waiters();
+        self.tape.waiting.borrow_mut().remove(&self.number);
+        self.tape.left.notify_waiters();
     }
 }
 

@@ -36,7 +36,7 @@ impl Drop for Folder {
 
 /// A gateway whose questions come out here, to be answered from this thread as the supervisor would.
 fn gateway(doors: Vec<Door>) -> (Gateway, Receiver<(Question, Reply)>) {
-    let gateway = Gateway::start(|_| {}, |_| true).unwrap();
+    let gateway = Gateway::start(|_| {}, |_| true, || {}).unwrap();
     let (hand, questions) = sync_channel(16);
     for door in doors {
         let hand = hand.clone();

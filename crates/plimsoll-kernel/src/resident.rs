@@ -1,4 +1,4 @@
-//! Giving back what a start-up needed and running does not.
+//! Giving back what a start-up needed, or a large piece of work, and running does not.
 
 /// Gives back what this process holds without need: free memory of the heap, and the pages of the program itself, most
 /// of which only its start-up has read. They stay in the page cache, and those that are needed are mapped again one by
@@ -17,6 +17,21 @@ pub fn give_back() {
         }
     }
 }
+
+/// Has what is large mapped by itself, for the rest of this process's life, so that it is given back when it is freed: a
+/// conversation that is replayed, a long answer. Left alone the allocator learns from the first such piece to keep the room of
+/// all that follow.
+pub fn keep_nothing_large() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two numbers, and is called before there is another thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+    }
+}
+
+/// What is large, bytes: from where the allocator begins with it by itself.
+#[cfg(target_env = "gnu")]
+const LARGE: libc::c_int = 128 << 10;
 
 /// Whole pages of this program's segments that nobody ever writes to: address and length, bytes.
 fn read_only_segments() -> Vec<(usize, usize)> {
@@ -52,6 +67,25 @@ mod tests {
 
     fn file_pages() -> u64 {
         parse_statm(&read_file("/proc/self/statm").unwrap()).unwrap().shared
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn what_is_large_is_given_back_when_it_is_freed() {
+        keep_nothing_large();
+        let held = || {
+            let pages = parse_statm(&read_file("/proc/self/statm").unwrap()).unwrap();
+            (pages.resident - pages.shared) * page_size()
+        };
+        let before = held();
+        for _ in 0..3 {
+            let large = std::hint::black_box(vec![1u8; 24 << 20]);
+            // What is taken later lies above it, and would keep it from being given back at the end of the heap.
+            std::mem::forget(std::hint::black_box(vec![1u8; 64 << 10]));
+            drop(large);
+        }
+        let more = held().saturating_sub(before);
+        assert!(more < 12 << 20, "{more} bytes more");
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub struct Options {
     /// Breaks a rule of the core.
     #[cfg(feature = "sabotage")]
     pub broken: Option<Rule>,
+    /// Compares each light step with a whole one. Slower.
+    #[cfg(feature = "sabotage")]
+    pub both_ways: bool,
 }
 
 /// What a run was like.
@@ -46,6 +49,8 @@ pub struct Options {
 pub struct Report {
     /// Inputs given.
     pub steps: u64,
+    /// Those of them that were taken in a light step, where that is looked at.
+    pub light_steps: u64,
     /// Time that passed in it.
     pub simulated: Duration,
     /// Trees started.

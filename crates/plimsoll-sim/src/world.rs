@@ -485,7 +485,7 @@ impl World {
         });
         self.rules.input(self.now, &input);
         let mut effects = Vec::new();
-        self.stack.step(self.now, input, &mut effects);
+        self.step_core(input, &mut effects)?;
         for effect in &effects {
             self.note(|| match effect {
                 Effect::Start { instance, limits, attempt, resumes, .. } => {
@@ -510,6 +510,17 @@ impl World {
             let snapshot = self.stack.snapshot(self.now);
             self.rules.snapshot(&snapshot, &self.machine)?;
         }
+        Ok(())
+    }
+
+    fn step_core(&mut self, input: Input, effects: &mut Vec<Effect>) -> Result<(), Broken> {
+        #[cfg(feature = "sabotage")]
+        if self.options.both_ways {
+            let is_light = self.stack.step_both_ways(self.now, input, effects).map_err(|why| ("light steps", why))?;
+            self.report.light_steps += u64::from(is_light);
+            return Ok(());
+        }
+        self.stack.step(self.now, input, effects);
         Ok(())
     }
 

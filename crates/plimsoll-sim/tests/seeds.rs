@@ -23,6 +23,18 @@ fn every_rule_holds() {
 }
 
 #[test]
+fn a_light_step_comes_to_the_same_as_a_whole_one() {
+    let mut light = 0;
+    for seed in 0..SEEDS {
+        match run(seed, Options { both_ways: true, ..Options::default() }) {
+            Ok(report) => light += report.light_steps,
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    assert!(light > 0, "none was light");
+}
+
+#[test]
 fn a_seed_gives_its_run_again() {
     for seed in 0..20 {
         assert_eq!(

@@ -5,9 +5,11 @@
 //! off by a crash is none. Each file has a bound (its oldest messages go), and so has their number (the files that were
 //! written longest ago go).
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,9 @@ const KEPT: usize = 2 << 20;
 
 /// So many conversations are kept.
 const MOST: usize = 10_000;
+
+/// So many files are kept open, those that were written to last: to open one costs more than to write to it.
+const OPEN: usize = 64;
 
 /// A name of a file is no longer than this.
 const LONGEST_NAME: usize = 180;
@@ -40,6 +45,14 @@ pub struct Spoken {
 #[derive(Debug)]
 pub struct Conversations {
     dir: PathBuf,
+    open: RefCell<Open>,
+}
+
+/// Files that are open, by their names, each with the time of its last use.
+#[derive(Debug, Default)]
+struct Open {
+    files: BTreeMap<String, (u64, File)>,
+    uses: u64,
 }
 
 impl Conversations {
@@ -61,7 +74,7 @@ impl Conversations {
         for (_, file) in files.iter().take(files.len().saturating_sub(MOST)) {
             std::fs::remove_file(file)?;
         }
-        Ok(Self { dir })
+        Ok(Self { dir, open: RefCell::default() })
     }
 
     /// What was said, oldest first; nothing of a conversation that is not known.
@@ -70,7 +83,7 @@ impl Conversations {
     /// The file is there and cannot be read.
     pub fn read(&self, pool: &str, key: &str) -> io::Result<Vec<Spoken>> {
         let mut text = Vec::new();
-        match File::open(self.file(pool, key)) {
+        match File::open(self.dir.join(name(pool, key))) {
             Ok(mut file) => file.read_to_end(&mut text)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
@@ -83,10 +96,21 @@ impl Conversations {
     /// # Errors
     /// The disk is full, or the file cannot be written.
     pub fn append(&self, pool: &str, key: &str, said: &[Spoken]) -> io::Result<()> {
-        let path = self.file(pool, key);
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-        file.write_all(&lines(said, true))?;
-        if file.metadata()?.len() > LONGEST {
+        let (name, text) = (name(pool, key), lines(said, true));
+        let mut open = self.open.borrow_mut();
+        let mut file = open.take(&name).map_or_else(|| self.appended(&name), Ok)?;
+        file.write_all(&text)?;
+        let mut found = file.metadata()?;
+        if found.nlink() == 0 {
+            // Somebody has removed it meanwhile: what is said from now on is another one.
+            file = self.appended(&name)?;
+            file.write_all(&text)?;
+            found = file.metadata()?;
+        }
+        if found.len() <= LONGEST {
+            open.keep(name, file);
+        } else {
+            drop(open);
             let all = self.read(pool, key)?;
             let mut held = 0;
             let newest = all.iter().rev().take_while(|one| {
@@ -104,8 +128,10 @@ impl Conversations {
     /// # Errors
     /// As [`Self::append`]; it stays as it was then.
     pub fn replace(&self, pool: &str, key: &str, said: &[Spoken]) -> io::Result<()> {
-        let path = self.file(pool, key);
+        let name = name(pool, key);
+        let path = self.dir.join(&name);
         let new = path.with_extension("new");
+        self.open.borrow_mut().take(&name);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(&lines(said, false))?;
         std::fs::rename(&new, &path)
@@ -116,25 +142,59 @@ impl Conversations {
     /// # Errors
     /// The file is there and cannot be removed.
     pub fn forget(&self, pool: &str, key: &str) -> io::Result<()> {
-        match std::fs::remove_file(self.file(pool, key)) {
+        let name = name(pool, key);
+        self.open.borrow_mut().take(&name);
+        match std::fs::remove_file(self.dir.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
-    fn file(&self, pool: &str, key: &str) -> PathBuf {
-        let name = |text: &str| -> String {
-            let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
-            let part = |byte: u8| if is_plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") };
-            text.bytes().map(part).collect()
-        };
-        let mut name = format!("{}.{}", name(pool), name(key));
-        if name.len() > LONGEST_NAME {
-            let digest = [fnv(key.as_bytes(), 0), fnv(key.as_bytes(), 1)];
-            name.truncate(LONGEST_NAME - 40);
-            name = format!("{name}.{:016x}{:016x}", digest[0], digest[1]);
+    fn appended(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new().append(true).create(true).mode(0o600).open(self.dir.join(name))
+    }
+}
+
+impl Open {
+    fn take(&mut self, name: &str) -> Option<File> {
+        self.files.remove(name).map(|(_, file)| file)
+    }
+
+    /// Keeps one; whoever was used longest ago is closed for it.
+    fn keep(&mut self, name: String, file: File) {
+        if self.files.len() >= OPEN
+            && let Some(oldest) = self.files.iter().min_by_key(|(_, (used, _))| *used).map(|(name, _)| name.clone())
+        {
+            self.files.remove(&oldest);
         }
-        self.dir.join(name + ".jsonl")
+        self.uses += 1;
+        self.files.insert(name, (self.uses, file));
+    }
+}
+
+/// The name of a conversation's file.
+fn name(pool: &str, key: &str) -> String {
+    let mut name = String::with_capacity(pool.len() + key.len() + 7);
+    spell(pool, &mut name);
+    name.push('.');
+    spell(key, &mut name);
+    if name.len() > LONGEST_NAME {
+        let digest = [fnv(key.as_bytes(), 0), fnv(key.as_bytes(), 1)];
+        name.truncate(LONGEST_NAME - 40);
+        name = format!("{name}.{:016x}{:016x}", digest[0], digest[1]);
+    }
+    name + ".jsonl"
+}
+
+/// Writes out what a name of a file may not have.
+fn spell(text: &str, name: &mut String) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_".contains(&byte) {
+            name.push(char::from(byte));
+        } else {
+            let digit = |half: u8| char::from_digit(half.into(), 16).unwrap_or_default();
+            name.extend(['%', digit(byte >> 4), digit(byte & 15)]);
+        }
     }
 }
 
@@ -196,7 +256,7 @@ mod tests {
     fn a_line_that_was_cut_off_costs_no_other() {
         let (_dir, all) = open();
         all.append("bot", "a", &[said("user", "one")]).unwrap();
-        let file = all.file("bot", "a");
+        let file = all.dir.join(name("bot", "a"));
         let mut text = std::fs::read(&file).unwrap();
         text.extend(b"\n{\"role\":\"user\",\"cont");
         std::fs::write(&file, text).unwrap();
@@ -213,16 +273,46 @@ mod tests {
         }
         let kept = all.read("bot", "a").unwrap();
         assert!(kept.len() < 45 && kept.last().unwrap().content.starts_with("49 "), "{}", kept.len());
-        assert!(std::fs::metadata(all.file("bot", "a")).unwrap().len() <= LONGEST);
+        assert!(std::fs::metadata(all.dir.join(name("bot", "a"))).unwrap().len() <= LONGEST);
+    }
+
+    #[test]
+    fn a_file_that_was_removed_or_replaced_is_not_written_to() {
+        let (_dir, all) = open();
+        let texts = || all.read("bot", "a").unwrap().into_iter().map(|one| one.content).collect::<Vec<_>>();
+        all.append("bot", "a", &[said("user", "one")]).unwrap();
+        std::fs::remove_file(all.dir.join(name("bot", "a"))).unwrap();
+        all.append("bot", "a", &[said("user", "two")]).unwrap();
+        assert_eq!(texts(), ["two"]);
+        all.replace("bot", "a", &[said("user", "three")]).unwrap();
+        all.append("bot", "a", &[said("user", "four")]).unwrap();
+        assert_eq!(texts(), ["three", "four"]);
+        all.forget("bot", "a").unwrap();
+        all.append("bot", "a", &[said("user", "five")]).unwrap();
+        assert_eq!(texts(), ["five"]);
+    }
+
+    #[test]
+    fn few_files_are_open_and_none_is_lost() {
+        let (_dir, all) = open();
+        for round in 0..2 {
+            for key in 0..OPEN + 10 {
+                all.append("bot", &key.to_string(), &[said("user", &round.to_string())]).unwrap();
+                assert!(all.open.borrow().files.len() <= OPEN);
+            }
+        }
+        for key in 0..OPEN + 10 {
+            assert_eq!(all.read("bot", &key.to_string()).unwrap().len(), 2);
+        }
     }
 
     proptest! {
         #[test]
         fn each_key_has_a_file_of_its_own(one in ".{0,300}", other in ".{0,300}") {
-            let all = Conversations { dir: PathBuf::from("/x") };
-            let (first, second) = (all.file("p", &one), all.file("p", &other));
+            let (first, second) = (name("p", &one), name("p", &other));
             prop_assert_eq!(one == other, first == second);
-            prop_assert!(first.parent() == Some(Path::new("/x")) && first.file_name().unwrap().len() <= 200);
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_%.".contains(&byte);
+            prop_assert!(first.bytes().all(is_plain) && first.len() <= 200, "{}", first);
         }
     }
 }

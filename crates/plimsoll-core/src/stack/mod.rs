@@ -15,7 +15,7 @@
 //! | `started` | whether it has come up |
 //! | `remember` | what is kept beyond the supervisor's life |
 //! | `load`, `commands`, `life`, `pressure`, `settle` | the steps: what a file changes, what was asked, starts and ends, measures, and what follows |
-//! | `turns` | sessions: who gets which, what takes too long, when one is replaced or closed |
+//! | `turns`, `light` | sessions: who gets which, what takes too long, when one is replaced or closed; and the short way |
 //!
 //! A step takes the input into the state, does what is due by time, and then *settles*: it compares what is wanted with what
 //! is, and asks for the difference. So whatever is interrupted, refused or overtaken is asked for again by itself.
@@ -33,6 +33,7 @@ pub mod health;
 pub mod input;
 pub mod ladder;
 mod life;
+mod light;
 mod load;
 pub mod look;
 pub mod name;
@@ -68,6 +69,7 @@ use alerts::Alert;
 use commands::{Guest, Pending};
 use input::{HostSample, Remembered};
 use ladder::Ladder;
+use light::Light;
 use look::Pace;
 use pool::Asked;
 use sabotage::{Rule, Sabotage};
@@ -114,6 +116,8 @@ pub struct Stack {
     owed: Option<Owed>,
     /// It was told that nobody may be evicted.
     is_told_nobody: bool,
+    /// As of the last whole step: an input of a turn may be taken alone.
+    is_calm: bool,
     next_census: Duration,
     is_loaded: bool,
     has_pools: bool,
@@ -150,6 +154,7 @@ impl Stack {
             host: HostSample::default(),
             owed: None,
             is_told_nobody: false,
+            is_calm: false,
             next_census: CENSUS,
             is_loaded: false,
             has_pools: false,
@@ -169,7 +174,30 @@ impl Stack {
     /// Takes one input at `now` and appends what is to be done, in this order. A `now` before the last one counts as the
     /// last one.
     pub fn step(&mut self, now: Duration, input: Input, effects: &mut Vec<Effect>) {
+        self.step_either_way(now, input, effects);
+    }
+
+    /// Whether it was a light one.
+    fn step_either_way(&mut self, now: Duration, input: Input, effects: &mut Vec<Effect>) -> bool {
         self.jump(now.max(self.now), effects);
+        match self.step_lightly(input, effects) {
+            Light::Whole => return true,
+            Light::Taken => {}
+            Light::Not(input) => self.take(input, effects),
+        }
+        self.pass_time(effects);
+        self.settle(effects);
+        self.refuse_guests(effects);
+        self.look_at_alerts(effects);
+        self.answer_pending(effects);
+        self.look_whether_started();
+        self.due = self.find_due();
+        self.is_calm = self.find_calm();
+        false
+    }
+
+    /// Takes an input into the state.
+    fn take(&mut self, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::Remember(all) => self.remember(all),
             Input::Load { request, spec } => self.load(request, &spec, effects),
@@ -198,13 +226,29 @@ impl Stack {
             }
             Input::Tick => {}
         }
-        self.pass_time(effects);
-        self.settle(effects);
-        self.refuse_guests(effects);
-        self.look_at_alerts(effects);
-        self.answer_pending(effects);
-        self.look_whether_started();
-        self.due = self.find_due();
+    }
+
+    /// As [`Self::step`], and looks whether a light step comes to the same as a whole one. Whether it was light.
+    ///
+    /// # Errors
+    /// What both came to, where they differ.
+    #[cfg(feature = "sabotage")]
+    pub fn step_both_ways(&mut self, now: Duration, input: Input, effects: &mut Vec<Effect>) -> Result<bool, String> {
+        let mut whole = Self { is_calm: false, ..self.clone() };
+        let (before, mut wanted) = (effects.len(), Vec::new());
+        let is_light = self.step_either_way(now, input.clone(), effects);
+        if !is_light {
+            return Ok(false);
+        }
+        whole.step(now, input, &mut wanted);
+        // It may be called earlier than needed, and not later.
+        let is_in_time = self.due <= whole.due;
+        let told = |stack: Self| format!("{:?}", Self { due: None, is_calm: false, ..stack });
+        let (light, whole) = (told(self.clone()), told(whole));
+        if is_in_time && effects[before..] == wanted && light == whole {
+            return Ok(true);
+        }
+        Err(format!("in time {is_in_time}, {:?} instead of {wanted:?}\n{light}\n{whole}", &effects[before..]))
     }
 
     /// The latest time for the next step: without another input it is [`Input::Tick`]. `None`: nothing is due.

@@ -443,29 +443,33 @@ impl Pool {
         let spec = &self.spec;
         let waiting = self.queue.iter().map(|asked| asked.since + spec.queue.timeout).min();
         let retry = (self.circuit.told() > 0).then_some(self.circuit.until);
-        let sessions = self.sessions.iter().filter_map(|(number, session)| {
-            let run = replicas.get(number)?.run.as_ref().filter(|run| run.ending.is_none() && run.pid.is_some())?;
-            let is_on_trial = !session.is_proven && !matches!(session.phase, Phase::Starting(_));
-            let proven = is_on_trial.then_some(run.since + PROVEN_AFTER);
-            let due = match &session.phase {
-                Phase::Starting(until) => *until,
-                Phase::Busy(Running { stop: Some((until, _)), .. }) => Some(*until),
-                Phase::Busy(running) => {
-                    let silent = match running.heard {
-                        None => running.since + spec.first_byte_timeout,
-                        Some(heard) => heard + spec.stall_timeout,
-                    };
-                    Some(silent.min(running.since + spec.turn_timeout))
-                }
-                Phase::Idle(since) => {
-                    let idle = (session.owner != Owner::None).then(|| *since + spec.idle_ttl);
-                    let old = spec.max_age.map(|age| run.since + age);
-                    idle.into_iter().chain(old).min()
-                }
-            };
-            due.into_iter().chain(proven).min()
-        });
+        let sessions = self.sessions.keys().filter_map(|&number| self.session_due(number, replicas));
         sessions.chain(waiting).chain(retry).filter(|&at| at > now).min()
+    }
+
+    /// When something is due by time alone for a session that runs.
+    pub(super) fn session_due(&self, number: u32, replicas: &BTreeMap<u32, Replica>) -> Option<Duration> {
+        let (spec, session) = (&self.spec, self.sessions.get(&number)?);
+        let run = replicas.get(&number)?.run.as_ref().filter(|run| run.ending.is_none() && run.pid.is_some())?;
+        let is_on_trial = !session.is_proven && !matches!(session.phase, Phase::Starting(_));
+        let proven = is_on_trial.then_some(run.since + PROVEN_AFTER);
+        let due = match &session.phase {
+            Phase::Starting(until) => *until,
+            Phase::Busy(Running { stop: Some((until, _)), .. }) => Some(*until),
+            Phase::Busy(running) => {
+                let silent = match running.heard {
+                    None => running.since + spec.first_byte_timeout,
+                    Some(heard) => heard + spec.stall_timeout,
+                };
+                Some(silent.min(running.since + spec.turn_timeout))
+            }
+            Phase::Idle(since) => {
+                let idle = (session.owner != Owner::None).then(|| *since + spec.idle_ttl);
+                let old = spec.max_age.map(|age| run.since + age);
+                idle.into_iter().chain(old).min()
+            }
+        };
+        due.into_iter().chain(proven).min()
     }
 }
 
@@ -717,7 +721,18 @@ fn take(
         prices.room.take(claim, held);
         replica.claim = replica.claim.max(claim);
     }
-    let run = replica.run.as_mut()?;
+    give(now, service, pool, asked, number)
+}
+
+/// Gives a session, whose room is seen to, to a turn.
+pub(super) fn give(
+    now: Duration,
+    service: &mut Service,
+    pool: &mut Pool,
+    asked: &Asked,
+    number: u32,
+) -> Option<(Instance, bool)> {
+    let run = service.replicas.get_mut(&number)?.run.as_mut()?;
     run.has_turn = true;
     let session = pool.sessions.get_mut(&number)?;
     let fresh = !matches!(session.owner, Owner::Key(_));

@@ -1,15 +1,19 @@
 //! What an agent says: taken from its pipe as fast as somebody listens, and to the end.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
 
 use super::dialog::{Dialog, Word};
 use super::lines::Lines;
 use super::piece::Piece;
+use super::pieces::{Giver, NotGiven};
 use super::{PART, Phase, Shared};
 
 /// Bytes that are taken from the pipe at once.
@@ -48,7 +52,7 @@ struct Reader {
     shared: Rc<Shared>,
     lines: Lines,
     /// Whoever asked for the turn that runs, while that listens.
-    answer: Option<mpsc::Sender<Piece>>,
+    answer: Option<Giver>,
     had_turn: bool,
     /// What came of the last chunk.
     words: Vec<Word>,
@@ -103,12 +107,15 @@ impl Reader {
             tokio::select! {
                 biased;
                 () = shared.to_reader.notified() => {}
-                _ = self.stdout.readable() => match self.look(|stdout, chunk| stdout.try_read(chunk)).await {
-                    Ok(Look::Closed) => return End::Closed,
-                    Ok(Look::Read(_)) => {}
-                    Ok(Look::Empty) => in_a_row = 0,
-                    Err(end) => return end,
-                },
+                looked = poll_fn(|context| self.poll_chunk(context)) => {
+                    // Also what came before something that is not understood.
+                    let handed_on = self.hand_on().await;
+                    match handed_on.and(looked) {
+                        Ok(Look::Closed) => return End::Closed,
+                        Ok(Look::Read(_) | Look::Empty) => {}
+                        Err(end) => return end,
+                    }
+                }
             }
         }
     }
@@ -136,7 +143,9 @@ impl Reader {
     async fn exhaust(&mut self) -> Result<(), End> {
         let mut taken = 0;
         while taken < PIPE {
-            match self.look(|stdout, chunk| Ok(rustix::io::read(stdout, chunk)?)).await? {
+            let looked = self.hear_chunk();
+            self.hand_on().await?;
+            match looked? {
                 Look::Read(count) => taken += count,
                 Look::Empty => break,
                 Look::Closed => return Err(End::Closed),
@@ -145,19 +154,28 @@ impl Reader {
         Ok(())
     }
 
-    async fn look(&mut self, read: impl FnOnce(&Receiver, &mut [u8]) -> io::Result<usize>) -> Result<Look, End> {
-        let looked = self.hear_chunk(read);
-        // Also what came before something that is not understood.
-        self.hand_on().await?;
-        looked
+    /// The chunk lies on the stack: an agent that is silent costs no buffer.
+    fn hear_chunk(&mut self) -> Result<Look, End> {
+        let mut chunk = [MaybeUninit::uninit(); CHUNK];
+        match rustix::io::read(&self.stdout, &mut chunk[..]) {
+            Ok((read, _)) => self.heard(Ok(read)),
+            Err(errno) => self.heard(Err(errno.into())),
+        }
     }
 
-    /// The chunk lies on the stack: an agent that is silent costs no buffer.
-    fn hear_chunk(&mut self, read: impl FnOnce(&Receiver, &mut [u8]) -> io::Result<usize>) -> Result<Look, End> {
-        let mut chunk = [0; CHUNK];
-        match read(&self.stdout, &mut chunk) {
-            Ok(0) => Ok(Look::Closed),
-            Ok(count) => self.hear(&chunk[..count]).map(|()| Look::Read(count)),
+    /// As [`Self::hear_chunk`], when there is something. A chunk that is not full has emptied the pipe, which the runtime
+    /// knows without asking again.
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Result<Look, End>> {
+        let mut chunk = [MaybeUninit::uninit(); CHUNK];
+        let mut chunk = ReadBuf::uninit(&mut chunk);
+        let read = ready!(Pin::new(&mut self.stdout).poll_read(context, &mut chunk));
+        Poll::Ready(self.heard(read.map(|()| chunk.filled())))
+    }
+
+    fn heard(&mut self, read: io::Result<&[u8]>) -> Result<Look, End> {
+        match read {
+            Ok([]) => Ok(Look::Closed),
+            Ok(chunk) => self.hear(chunk).map(|()| Look::Read(chunk.len())),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(Look::Empty),
             Err(error) => Err(End::Failed(format!("the agent's output cannot be read: {error}"))),
         }
@@ -215,9 +233,9 @@ impl Reader {
         let is_last = piece.is_last();
         let is_heard = match piece {
             // Where there is no room for it there is something better to be heard.
-            Piece::Alive => !matches!(answer.try_send(piece), Err(TrySendError::Closed(_))),
+            Piece::Alive => answer.try_give(piece) != Err(NotGiven::Gone),
             Piece::Delta(text) if text.len() > PART => give_parts(answer, &text).await,
-            piece => answer.send(piece).await.is_ok(),
+            piece => answer.give(piece).await,
         };
         if is_last || !is_heard {
             self.answer = None;
@@ -229,7 +247,7 @@ impl Reader {
         let _ = self.hand_on().await;
         if let Some(asked) = self.shared.asked.take() {
             self.shared.is_busy.set(false);
-            let _ = asked.answer.try_send(Piece::Broken(why));
+            let _ = asked.answer.try_give(Piece::Broken(why));
         }
     }
 
@@ -272,10 +290,10 @@ fn hear_line(dialog: &mut Dialog, line: &[u8], shared: &Shared, words: &mut Vec<
 }
 
 /// Whether somebody listened to the end.
-async fn give_parts(answer: &mpsc::Sender<Piece>, mut text: &str) -> bool {
+async fn give_parts(answer: &Giver, mut text: &str) -> bool {
     while !text.is_empty() {
         let (part, rest) = text.split_at(text.floor_char_boundary(PART));
-        if answer.send(Piece::Delta(part.to_owned())).await.is_err() {
+        if !answer.give(Piece::Delta(part.to_owned())).await {
             return false;
         }
         text = rest;

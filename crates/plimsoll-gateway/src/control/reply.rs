@@ -2,7 +2,8 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
@@ -10,6 +11,9 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, interval_at};
+
+use super::handing::Handing;
+use crate::api::Telling;
 
 /// What an answer is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,10 +77,10 @@ const ALIVE: Duration = Duration::from_secs(15);
 
 /// Where the answer to one question goes. Dropped, it says that nobody answers.
 #[derive(Debug)]
-pub struct Reply(oneshot::Sender<Response<Words>>);
+pub struct Reply(oneshot::Sender<Response<Sent>>);
 
 impl Reply {
-    pub(crate) fn new() -> (Self, oneshot::Receiver<Response<Words>>) {
+    pub(crate) fn new() -> (Self, oneshot::Receiver<Response<Sent>>) {
         let (reply, coming) = oneshot::channel();
         (Self(reply), coming)
     }
@@ -96,7 +100,7 @@ impl Reply {
     #[must_use]
     pub fn stream(self, kind: Kind) -> Stream {
         let (chunks, coming) = mpsc::channel(BEHIND);
-        let mut response = Response::new(Words::Coming { coming, events: kind == Kind::Events, alive: None });
+        let mut response = Response::new(Sent::Coming { coming, events: kind == Kind::Events, alive: None });
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, kind.content_type());
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -127,11 +131,22 @@ impl Stream {
 #[derive(Debug)]
 pub(crate) enum Words {
     Whole(Bytes),
+    /// Read from a tape of this thread.
+    Told(Box<Telling>),
+    /// Not told by hyper.
+    Handed(Rc<Handing>),
+    Sent(Sent),
+}
+
+/// A body that comes from whoever has the [`Reply`], on whatever thread.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    Whole(Bytes),
     Coming { coming: mpsc::Receiver<Bytes>, events: bool, alive: Option<Box<Interval>> },
 }
 
-pub(super) fn response(answer: Answer) -> Response<Words> {
-    let mut response = Response::new(Words::Whole(answer.body.into()));
+pub(super) fn response(answer: Answer) -> Response<Sent> {
+    let mut response = Response::new(Sent::Whole(answer.body.into()));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, answer.kind.content_type());
@@ -142,39 +157,69 @@ pub(super) fn response(answer: Answer) -> Response<Words> {
     response
 }
 
-impl Body for Words {
-    type Data = Bytes;
-    type Error = Infallible;
+/// The comment that says that a silent stream is still there, when it is due.
+pub(crate) fn poll_alive(alive: &mut Option<Box<Interval>>, context: &mut Context<'_>) -> Poll<String> {
+    let alive = alive.get_or_insert_with(|| Box::new(interval_at(Instant::now() + ALIVE, ALIVE)));
+    alive.poll_tick(context).map(|_| ":\n\n".to_owned())
+}
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        match self.get_mut() {
-            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+type Piece = Option<Result<Frame<Bytes>, Infallible>>;
+
+fn piece(bytes: impl Into<Bytes>) -> Piece {
+    Some(Ok(Frame::data(bytes.into())))
+}
+
+/// Once, if there is something of it.
+fn whole(bytes: &mut Bytes) -> Poll<Piece> {
+    let all = std::mem::take(bytes);
+    Poll::Ready(if all.is_empty() { None } else { piece(all) })
+}
+
+impl Sent {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Piece> {
+        match self {
+            Self::Whole(bytes) => whole(bytes),
             Self::Coming { coming, events, alive } => {
                 if let Poll::Ready(chunk) = coming.poll_recv(context) {
                     if let Some(alive) = alive {
                         alive.reset();
                     }
-                    return Poll::Ready(chunk.map(|chunk| Ok(Frame::data(chunk))));
+                    return Poll::Ready(chunk.and_then(piece));
                 }
-                if !*events {
-                    return Poll::Pending;
-                }
-                let alive = alive.get_or_insert_with(|| Box::new(interval_at(Instant::now() + ALIVE, ALIVE)));
-                ready!(alive.poll_tick(context));
-                Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b":\n\n")))))
+                if *events { poll_alive(alive, context).map(piece) } else { Poll::Pending }
             }
+        }
+    }
+}
+
+impl Body for Words {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Piece> {
+        match self.get_mut() {
+            Self::Whole(bytes) => whole(bytes),
+            Self::Told(telling) => telling.poll(context).map(|text| text.and_then(piece)),
+            Self::Handed(handing) => {
+                handing.ask();
+                Poll::Pending
+            }
+            Self::Sent(sent) => sent.poll(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(bytes) if bytes.is_empty())
+        match self {
+            Self::Whole(bytes) | Self::Sent(Sent::Whole(bytes)) => bytes.is_empty(),
+            Self::Told(telling) => telling.is_over(),
+            Self::Handed(_) | Self::Sent(Sent::Coming { .. }) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Coming { .. } => SizeHint::default(),
+            Self::Whole(bytes) | Self::Sent(Sent::Whole(bytes)) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Told(_) | Self::Handed(_) | Self::Sent(Sent::Coming { .. }) => SizeHint::default(),
         }
     }
 }

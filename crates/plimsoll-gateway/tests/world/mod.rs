@@ -94,7 +94,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(limits: Limits) -> Self {
         let (tell, told) = sync_channel(1024);
-        let mut gateway = Gateway::start(move |word| tell.try_send(word).unwrap(), |_| true).unwrap();
+        let mut gateway = Gateway::start(move |word| tell.try_send(word).unwrap(), |_| true, || {}).unwrap();
         let address = gateway.open("api", "127.0.0.1:0".parse().unwrap(), limits).unwrap();
         Self { gateway, address, told: Mutex::new(told) }
     }

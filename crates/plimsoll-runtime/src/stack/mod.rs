@@ -111,6 +111,7 @@ fn up_from_leaf(mut options: StackOptions) -> Result<u8, String> {
 }
 
 fn supervise(options: &mut StackOptions, signals: &SignalSet, mask: SignalSet, guard: &std::os::fd::OwnedFd) -> u8 {
+    resident::keep_nothing_large();
     let ready = spawn::become_subreaper().and_then(|()| SignalFd::new(signals));
     let ran = ready.map_err(|error| error.to_string()).and_then(|signals| {
         let _ = rustix::process::setsid();

@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -136,6 +137,8 @@ pub(super) struct Supervisor<'o> {
     users: BTreeSet<u32>,
     words: Receiver<Word>,
     pleas: Receiver<Plea>,
+    /// The bell was rung for pleas, and they were not looked for since.
+    pleaded: Arc<AtomicBool>,
     replies: BTreeMap<u64, Reply>,
     /// Rooms of others' runs in our budget: each is held until its stream is closed.
     leases: BTreeMap<u64, Stream>,
@@ -167,6 +170,7 @@ struct Outside {
     ask: Asker,
     words: Receiver<Word>,
     pleas: Receiver<Plea>,
+    pleaded: Arc<AtomicBool>,
     webhooks: SyncSender<(String, String)>,
 }
 
@@ -235,7 +239,7 @@ impl<'o> Supervisor<'o> {
             Err(error) => return Err(undo(registration, error.to_string())),
         };
         let rest = Self::descriptors(options, door);
-        let Outside { null, epoll, logs, gateway, ask, words, pleas, webhooks } = match rest {
+        let Outside { null, epoll, logs, gateway, ask, words, pleas, pleaded, webhooks } = match rest {
             Ok(rest) => rest,
             Err(why) => {
                 let _ = budget.remove();
@@ -285,6 +289,7 @@ impl<'o> Supervisor<'o> {
             users: BTreeSet::new(),
             words,
             pleas,
+            pleaded,
             replies: BTreeMap::new(),
             leases: BTreeMap::new(),
             next_request: 1,
@@ -325,18 +330,21 @@ impl<'o> Supervisor<'o> {
         let webhooks = errands::webhooks(move |why| ring(&say_failed, &bell_failed, Word::Undelivered(why)))
             .map_err(|error| error.to_string())?;
         let (plead, pleas) = sync_channel::<Plea>(PLEAS);
-        let bell_plead = bell.clone();
-        let plead = move |plea: Plea| {
-            let sent = plead.try_send(plea).is_ok();
-            let _ = rustix::io::write(&*bell_plead, &1u64.to_ne_bytes());
-            sent
+        let (bell_plead, pleaded) = (bell.clone(), Arc::new(AtomicBool::new(false)));
+        let is_pleaded = pleaded.clone();
+        let plead = move |plea: Plea| plead.try_send(plea).is_ok();
+        // Who has not come yet for the last ring finds what was pleaded since as well.
+        let wake = move || {
+            if !is_pleaded.swap(true, Ordering::SeqCst) {
+                let _ = rustix::io::write(&*bell_plead, &1u64.to_ne_bytes());
+            }
         };
-        let gateway = Gateway::start(move |told| ring(&say_told, &bell_told, Word::Told(told)), plead)
+        let gateway = Gateway::start(move |told| ring(&say_told, &bell_told, Word::Told(told)), plead, wake)
             .map_err(|error| error.to_string())?;
         let ask: Asker = Arc::new(move |question, reply| ring(&say, &bell, Word::Asked(question, reply)));
         let asked = ask.clone();
         gateway.serve(door, move |question, reply| asked(question, reply));
-        Ok(Outside { null: null.into(), epoll, logs, gateway, ask, words, pleas, webhooks })
+        Ok(Outside { null: null.into(), epoll, logs, gateway, ask, words, pleas, pleaded, webhooks })
     }
 
     fn now(&self) -> Duration {
@@ -386,6 +394,7 @@ impl<'o> Supervisor<'o> {
     }
 
     fn wait(&mut self, signals: &SignalFd, guard: &OwnedFd) {
+        self.gateway.wake();
         let mut due = self.stack.next_due().map(|due| due.saturating_sub(self.now()));
         let now = Instant::now();
         let errands = self.errands.values().map(|errand| errand.deadline);
@@ -422,6 +431,8 @@ impl<'o> Supervisor<'o> {
                     while let Ok(word) = self.words.try_recv() {
                         self.answer_word(word);
                     }
+                    // Before they are taken: what is pleaded from now on rings again.
+                    self.pleaded.store(false, Ordering::SeqCst);
                     while let Ok(plea) = self.pleas.try_recv() {
                         self.plea(plea);
                     }
@@ -732,6 +743,8 @@ impl Supervisor<'_> {
     fn act(&mut self, effect: Effect) {
         match effect {
             Effect::Start { instance, spec, limits, wants_port, resumes, .. } => {
+                // Whoever got a session does not wait for others' processes.
+                self.gateway.wake();
                 self.start(instance, &spec, limits, wants_port, resumes.as_ref());
             }
             Effect::Stop { instance, signal: number, decision, .. } => {
