@@ -96,8 +96,8 @@ pub enum Outcome {
     Interrupted,
     /// The session is of no more use: why, in words.
     Broken(String),
-    /// It was started to take the conversation up again and knows nothing of it. Nothing was done: the turn waits for another
-    /// session, and is answered as when it was asked for.
+    /// It was started to take the conversation up again and knows nothing of it. Nothing was done, and the turn was asked for
+    /// again before this.
     Forgot,
 }
 

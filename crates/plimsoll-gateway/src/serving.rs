@@ -649,8 +649,12 @@ impl Turns {
                 }
             }
         };
-        // Whoever has it next may be told at once.
         let again = (outcome == Outcome::Forgot).then(|| self.wait(turn));
+        if again.is_some() {
+            // First: its session may be gone before anybody hears of that, and turns behind it wait as well.
+            let (pool, key) = (ask.pool.clone(), ask.key.clone());
+            self.say(Plea::Ask { turn, pool, key, is_anew: false, resumes: false }).await;
+        }
         self.say(Plea::Done { turn, session, outcome, context_percent }).await;
         again
     }

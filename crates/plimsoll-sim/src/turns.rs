@@ -90,10 +90,9 @@ impl Turns {
                     session.turn = None;
                     session.turns += 1;
                     if *outcome == Outcome::Forgot {
-                        let (pool, key) = (instance.service.clone(), session.owner.clone().flatten());
-                        self.not_resumed(&pool, key.as_ref());
-                        let not = Some(instance.clone());
-                        self.waiting.insert(*turn, Asked { pool, key, not, resumes: false });
+                        let key = session.owner.clone().flatten();
+                        session.is_leaving = true;
+                        self.not_resumed(&instance.service, key.as_ref());
                     }
                 }
             }

@@ -211,7 +211,7 @@ impl World {
     }
 
     /// An agent takes a turn; what becomes of it.
-    fn take_turn(&mut self, instance: Instance, turn: Turn) {
+    fn take_turn(&mut self, instance: Instance, turn: Turn, key: Option<Name>) {
         self.report.turns += 1;
         self.running.insert(instance.clone(), turn);
         let is_resumed = self.resuming.remove(&instance);
@@ -221,6 +221,8 @@ impl World {
         let first = self.random.ms(1, 4000);
         let whole = first + self.random.ms(1, 6000);
         if is_resumed && self.random.one_in(4) {
+            let (pool, is_anew, resumes) = (instance.service.clone(), false, false);
+            self.plan(first, Plan::Input(Input::Ask { turn, pool, key, is_anew, resumes }));
             return self.answer(first, instance, turn, Outcome::Forgot);
         }
         match self.random.between(0, 9) {
@@ -572,7 +574,7 @@ impl World {
                 let after = self.random.ms(100, 60_000);
                 self.plan(after, Plan::Input(Input::Left { request }));
             }
-            Effect::Assign { turn, instance, .. } => self.take_turn(instance, turn),
+            Effect::Assign { turn, instance, key, .. } => self.take_turn(instance, turn, key),
             Effect::Interrupt { instance, .. } if !is_trouble || !self.random.one_in(4) => {
                 if let Some(turn) = self.running.get(&instance).copied() {
                     let after = self.random.ms(1, 4000);

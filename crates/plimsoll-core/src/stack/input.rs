@@ -149,8 +149,8 @@ pub enum Outcome {
     Interrupted,
     /// The session is of no more use: why, in words.
     Broken(String),
-    /// It was started to take its conversation up again, and knows nothing of it. Nothing was done of the turn: it waits for
-    /// another process, which is told.
+    /// It was started to take its conversation up again, and knows nothing of it. Nothing was done of the turn, which has been
+    /// asked for again ([`Input::Ask`] with the same number): first, so that it comes before later ones whatever happens.
     Forgot,
 }
 

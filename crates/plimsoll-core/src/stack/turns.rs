@@ -52,10 +52,14 @@ impl Stack {
         } else {
             None
         };
-        let is_full = pool.queue.len() >= pool.spec.queue.max as usize;
+        // Who had a session and asks again, since that was of no use, has waited before.
+        let is_full = pool.queue.len() >= pool.spec.queue.max as usize && pool.of_turn(turn).is_none();
         match denial.or_else(|| is_full.then(|| Denial::Full(pool.retry_after()))) {
             Some(denial) => deny(pool, turn, denial, effects),
-            None => pool.queue.push_back(asked),
+            None => {
+                let at = pool.queue.iter().position(|other| other.turn > turn).unwrap_or(pool.queue.len());
+                pool.queue.insert(at, asked);
+            }
         }
     }
 
@@ -121,7 +125,7 @@ impl Stack {
         let Some(session) = pool.sessions.get_mut(&number) else { return };
         let Some(running) = session.running().filter(|running| running.turn == turn).cloned() else { return };
         if outcome == Outcome::Forgot {
-            return self.forgot(turn, instance, effects);
+            return self.forgot(instance, effects);
         }
         session.phase = Phase::Idle(now);
         session.turns += 1;
@@ -172,16 +176,15 @@ impl Stack {
         service.end_run(now, number, reason, How::Stop(grace), effects);
     }
 
-    /// An agent that was to take its conversation up again knows nothing of it: its turn waits again, before all others, and
-    /// whoever takes it then is told.
-    fn forgot(&mut self, turn: Turn, instance: &Instance, effects: &mut Vec<Effect>) {
+    /// An agent that was to take its conversation up again knows nothing of it. Its turn was asked for again before this was
+    /// said; whoever takes it is told.
+    fn forgot(&mut self, instance: &Instance, effects: &mut Vec<Effect>) {
         let now = self.now;
         let Some((run, pool, number)) = self.session(instance) else { return };
         run.has_turn = false;
         let Some(session) = pool.sessions.get_mut(&number) else { return };
         session.phase = Phase::Idle(now);
         let Owner::Key(key) = session.owner.clone() else { return };
-        pool.queue.push_front(Asked { turn, key: Some(key.clone()), is_anew: false, resumes: false, since: now });
         pool.give_up_resuming(&key);
         let Some(service) = self.services.get_mut(&instance.service) else { return };
         let grace = service.spec.stop_grace_period;

@@ -304,7 +304,7 @@ mod tests {
                 room.adopt(2, Some("s-1"), does);
                 room.ready().await;
                 room.turns.hear(Verdict::Assign { turn, session: Session(2), fresh: false });
-                assert_eq!(room.ends().await, Outcome::Forgot);
+                assert_eq!((room.asks().await, room.ends().await), ((turn, false), Outcome::Forgot));
                 room.end(2);
                 room.adopt(3, None, Does::Answer);
                 room.ready().await;
@@ -351,7 +351,7 @@ mod tests {
             room.adopt(2, Some("s-1"), Does::Answer);
             room.ready().await;
             room.turns.hear(Verdict::Assign { turn, session: Session(2), fresh: false });
-            assert_eq!(room.ends().await, Outcome::Forgot);
+            assert_eq!((room.asks().await, room.ends().await), ((turn, false), Outcome::Forgot));
             let _reader = room.ask(&[user("three")]);
             assert!(!room.asks().await.1);
         });

@@ -142,6 +142,7 @@ fn a_turn_that_is_not_understood_comes_before_all_others() {
     bench.ready(&own);
     assert_eq!(bench.assigned(1), Some((own.clone(), false)));
     bench.ask(2, "a", true);
+    bench.ask(1, "a", false);
     bench.done(1, &own, Outcome::Forgot);
     assert_eq!((bench.assigned(1), bench.assigned(2), bench.starts()), (None, None, Vec::new()), "one goes first");
     bench.exit(&own, Cause::Recycled);
@@ -151,6 +152,22 @@ fn a_turn_that_is_not_understood_comes_before_all_others() {
     assert_eq!((bench.assigned(1), bench.assigned(2)), (Some((next.clone(), true)), None));
     bench.done(1, &next, Outcome::Answered);
     assert_eq!(bench.assigned(2), Some((next, false)));
+}
+
+#[test]
+fn a_turn_that_is_not_understood_outlives_its_session() {
+    let (mut bench, _) = pooled(PoolSpec { warm: 0, ..pool() }, 1000);
+    bench.ask(1, "a", true);
+    let (own, _) = bench.started();
+    bench.ready(&own);
+    bench.ask(1, "a", false);
+    // It is gone before anybody said why.
+    bench.exit(&own, Cause::Failed);
+    let (next, key) = bench.started();
+    assert_eq!(key, None);
+    bench.done(1, &own, Outcome::Forgot);
+    bench.ready(&next);
+    assert_eq!(bench.assigned(1), Some((next, true)));
 }
 
 #[test]
