@@ -125,13 +125,31 @@ impl Engine {
     /// `folder`, read-only, at the same place.
     pub(crate) fn entrypoint(&self, memory: &str, folder: &Path, args: &[&str]) -> Command {
         let mut docker = self.container(memory);
-        for shared in ["/usr", "/lib", "/lib64", "/etc"].map(Path::new).into_iter().chain([folder]) {
-            docker.arg("--volume").arg(format!("{0}:{0}:ro", shared.display()));
-        }
         docker
+            .args(programs(&[folder]))
             .args(["--memory-swap", memory, "--env", "PATH=/usr/bin:/bin", "--entrypoint", "/bin/plimsoll", IMAGE])
             .args(args);
         docker
+    }
+
+    /// Builds `image`: ours, and these files of `folder` in /app, the last of which is the one that `plimsoll up` is given.
+    pub(crate) fn build_up(&self, image: &str, folder: &Path, files: &[&str]) -> Result<(), Failure> {
+        let recipe = self.folder.join("Dockerfile");
+        let text = format!(
+            "FROM {IMAGE}\nENV PATH=/usr/bin:/bin PLIMSOLL_STATE_DIR=/var/lib/plimsoll\nWORKDIR /app\nCOPY {} /app/\n\
+             ENTRYPOINT [\"/bin/plimsoll\", \"up\", \"-f\", \"{}\"]\n",
+            files.join(" "),
+            files.last().copied().unwrap_or_default()
+        );
+        std::fs::write(&recipe, text).map_err(Failure::on("write", &recipe))?;
+        let mut build = self.docker();
+        build.env("DOCKER_BUILDKIT", "0").args(["build", "--quiet", "--network", "none", "--tag", image, "--file"]);
+        succeed(build.arg(recipe).arg(folder).stdout(Stdio::null()))
+    }
+
+    /// What makes a `docker` that somebody else starts speak with this engine.
+    pub(crate) fn environment(&self) -> [(&'static str, String); 2] {
+        [("DOCKER_HOST", host(&self.folder)), ("DOCKER_CONFIG", self.folder.join("client").display().to_string())]
     }
 
     /// Builds the image of `packaging/docker`, sees that there is nothing in it but plimsoll, and answers commands in
@@ -251,6 +269,13 @@ impl Drop for Engine {
         }
         remove_groups(&self.group);
     }
+}
+
+/// Arguments of `docker run` that give a container this machine's programs and these folders, read-only, at the same place.
+pub(crate) fn programs(folders: &[&Path]) -> Vec<String> {
+    let shared = ["/usr", "/lib", "/lib64", "/etc"].map(Path::new);
+    let shared = shared.iter().chain(folders);
+    shared.map(|folder| format!("--volume={0}:{0}:ro", folder.display())).collect()
 }
 
 fn host(folder: &Path) -> String {

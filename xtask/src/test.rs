@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use plimsoll_kernel::clock::Instant;
 
-use crate::docker::Engine;
+use crate::docker::{self, Engine};
 use crate::exec::{Ended, Failure, command, stream, which};
 use crate::furnish::{self, Furniture};
 use crate::guest::{self, Boot, Mode};
@@ -49,8 +49,8 @@ enum Work {
     Clients,
     /// The image of `packaging/docker`.
     Image,
-    /// The second incident's example.
-    ChatBot,
+    /// The second incident's example: on this machine or in a container.
+    ChatBot(Place),
     /// The third incident's example.
     ChatWrapper,
     /// The fourth incident's example: on this machine or in a container.
@@ -101,7 +101,8 @@ const FAMILIES: &[Family] = &[
     family("packaging", Work::Packaging),
     family("clients", Work::Clients),
     family("image", Work::Image),
-    family("example_bot", Work::ChatBot),
+    family("example_bot_machine", Work::ChatBot(Place::Machine)),
+    family("example_bot_container", Work::ChatBot(Place::Container)),
     family("example_wrapper", Work::ChatWrapper),
     family("example_runaway_machine", Work::RunawayWorker(Place::Machine)),
     family("example_runaway_container", Work::RunawayWorker(Place::Container)),
@@ -118,8 +119,8 @@ const PACKAGING: &str = "tests/packaging/run.py";
 /// Drives clients of the chat API, which it gets from PyPI and npm; prints closing lines as the others do.
 const CLIENTS: &str = "tests/clients/run.py";
 
-/// The second incident, before and after.
-const CHAT_BOT: &str = "examples/incidents/2-chat-bot/run.py";
+/// The second incident, before and after: its folder.
+const CHAT_BOT: &str = "examples/incidents/2-chat-bot";
 
 /// The third incident, before and after.
 const CHAT_WRAPPER: &str = "examples/incidents/3-chat-wrapper/run.py";
@@ -319,7 +320,8 @@ impl Runner {
                 counts.passed += 1;
                 each(commands, deadline, counts)
             }
-            Work::ChatBot => self.run_chat(&[CHAT_BOT], deadline, counts),
+            Work::ChatBot(Place::Container) => self.run_contained_bot(deadline, counts),
+            Work::ChatBot(_) => self.run_chat(&[&format!("{CHAT_BOT}/run.py")], deadline, counts),
             Work::ChatWrapper => {
                 let requests = if self.extent == Extent::Part { "700" } else { "7000" };
                 self.run_chat(&[CHAT_WRAPPER, "--requests", requests], deadline, counts)
@@ -333,6 +335,18 @@ impl Runner {
     fn run_chat(&mut self, arguments: &[&str], deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
         let mut python = command(peers::fastapi()?.join("python"));
         python.args(arguments).current_dir(workspace::root()).env("PLIMSOLL", &self.binaries()?.plimsoll);
+        stream(python, deadline, |line| closing(line, counts))
+    }
+
+    /// Plimsoll as process 1 of a container that is restarted and killed.
+    fn run_contained_bot(&mut self, deadline: Duration, counts: &mut Counts) -> Result<Ended, Failure> {
+        const IMAGE: &str = "chat-bot";
+        let folder = workspace::root().join(CHAT_BOT);
+        let engine = Engine::start(self.binaries()?)?;
+        engine.build_up(IMAGE, &folder, &["agent.py", "container.yaml"])?;
+        let mut python = command("python3");
+        python.arg(folder.join("run.py")).args(["--container", IMAGE]).envs(engine.environment());
+        python.args(docker::programs(&[]).iter().map(|argument| format!("--docker-run={argument}")));
         stream(python, deadline, |line| closing(line, counts))
     }
 
@@ -382,8 +396,10 @@ fn available(work: Work) -> Result<(), Failure> {
     match work {
         Work::Kit(_, place) => place.available(),
         Work::RealPrograms => programs(),
-        Work::RunawayWorker(place) | Work::Laptop(place) => programs().and_then(|()| place.available()),
-        Work::Packaging | Work::ChatBot | Work::ChatWrapper => programs().and_then(|()| Place::Machine.available()),
+        Work::ChatBot(place) | Work::RunawayWorker(place) | Work::Laptop(place) => {
+            programs().and_then(|()| place.available())
+        }
+        Work::Packaging | Work::ChatWrapper => programs().and_then(|()| Place::Machine.available()),
         Work::Clients if which("npm").is_none() => {
             Err(Failure("npm is not here, and the SDK of Node comes from it".into()))
         }

@@ -2,6 +2,7 @@
 """The agent of incident 2, a quarter of its size: it speaks JSON Lines and holds 40 MiB, and 100 MiB within a turn.
 
 Of these 15 MiB are its tool server's, which has a session of its own. A presentation takes a second, all else a moment.
+An argument says how many quarters it has.
 """
 
 import json
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 
-MIB = 1 << 20
+MIB = (int(sys.argv[1]) if len(sys.argv) > 1 else 1) << 20
 
 
 def held(mib):
@@ -18,7 +19,7 @@ def held(mib):
 
 def turn(seconds):
     """The work: more of the agent, a tool server, and a file in memory."""
-    tool = "import time; more = bytearray(b'\\1') * (8 << 20); time.sleep(float(__import__('sys').argv[1]))"
+    tool = f"import time; more = bytearray(b'\\1') * {8 * MIB}; time.sleep(float(__import__('sys').argv[1]))"
     server = subprocess.Popen([sys.executable, "-c", tool, str(seconds)], start_new_session=True)
     agent, file = held(30), held(15)
     code = server.wait()

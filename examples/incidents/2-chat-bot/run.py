@@ -4,6 +4,9 @@
 A memory group of our own (`plimsoll-example-…`, 486 MiB, no swap) stands in for the server of 1.9 GiB in both phases, and a
 session lives for seconds instead of half an hour. $PLIMSOLL names the plimsoll binary, else it is found in PATH. Needs root,
 and a python3 with fastapi and uvicorn. Exit code 1 when a promise did not hold.
+
+With `--container IMAGE` it is played at its own size instead, in a container of that image (see Dockerfile), with plimsoll as
+process 1, which is restarted and killed within turns. Needs Docker on this machine, and to see its processes.
 """
 
 import argparse
@@ -340,6 +343,127 @@ def promises_after(phase):
     }
 
 
+class Contained:
+    """The bot in a container of 1.9 GiB: a life of it after the other, and what was seen of each."""
+
+    SIZE, ROOMS = "1946m", 5
+
+    def __init__(self, image, more):
+        self.port, self.name, self.lives = free_port(), f"plimsoll-chat-bot-{os.getpid()}", []
+        self.told = dict.fromkeys(range(self.ROOMS), 0)
+        try:
+            # Nobody starts it anew behind our back, and what it leaves in its own files is there after the next start.
+            self.id = docker(
+                "run", "--detach", "--name", self.name, "--network", "host", "--memory", self.SIZE, "--memory-swap", self.SIZE,
+                "--pids-limit", "512", "--env", f"PORT={self.port}", "--env", "TTL=300", *more, image,
+            )  # fmt: skip
+            self.begin("docker run")
+            self.round()
+            # Each of the three comes in the middle of a presentation.
+            self.end("restart", "-t", "20")
+            self.begin("docker restart")
+            self.end("kill", "--signal", "KILL")
+            docker("start", self.name)
+            self.begin("docker kill, start")
+            self.end("stop", "-t", "20")
+            wait_for("the container's end", lambda: not self.members())
+            self.code, self.was_oom = docker(
+                "inspect", "--format", "{{.State.ExitCode}} {{.State.OOMKilled}}", self.name
+            ).split()
+            self.said = docker("logs", self.name, check=False)
+        except (TimeoutError, subprocess.CalledProcessError):
+            print(docker("logs", self.name, check=False))
+            raise
+        finally:
+            docker("rm", "--force", "--volumes", self.name, check=False)
+
+    def members(self):
+        """All in the container as this machine sees them, pid: command line."""
+        found = {}
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+            try:
+                with open(f"/proc/{pid}/cgroup", encoding="ascii") as file:
+                    if self.id in file.read():
+                        found[pid] = command_of(pid)
+            except OSError:
+                pass
+        return found
+
+    def begin(self, how):
+        """It is there; what is there before anybody asks; and that every room's conversation goes on."""
+        wait_for("it listens", lambda: listens(self.port))
+        members = self.members()
+        self.first = int(docker("inspect", "--format", "{{.State.Pid}}", self.name))
+        life = {"how": how, "left": len(members) - 2, "first": members.get(self.first, "")}  # its own two are no one's
+        self.lives.append({**life, "asked": 0, "right": 0, "known": 0, "agents": 0, "peak": 0})
+        self.round()
+
+    def round(self):
+        life = self.lives[-1]
+        for room in self.told:
+            self.told[room] += 1
+            text = f"Test {self.told[room]}"
+            status, body = ask(self.port, room, text)
+            life["asked"] += 1
+            life["right"] += status == 200 and body.startswith(f"<p>{text}</p>")
+            life["known"] += body.endswith(f"<!-- {self.told[room]} -->")
+            # Not those who keep one, in whose command it stands as well.
+            commands = self.members().values()
+            is_agent = [command.endswith("agent.py 4") and " run " not in command for command in commands]
+            life["agents"] = max(life["agents"], sum(is_agent))
+
+    def end(self, *words):
+        # In a room of its own: a turn that is cut off is not told to have been asked.
+        talk = threading.Thread(target=ask, args=(self.port, 99, "a presentation"), daemon=True)
+        talk.start()
+        wait_for("its tool server", lambda: any("time; more" in command for command in self.members().values()))
+        self.lives[-1]["peak"] = self.peak()
+        before = self.members()
+        docker(*words, self.name)
+        talk.join(DEADLINE)
+        wait_for("the end of all", lambda: not before.keys() & self.members().keys())
+
+    def peak(self):
+        with open(f"/proc/{self.first}/cgroup", encoding="ascii") as file:
+            groups = dict(line.strip().split(":", 2)[1:] for line in file)
+        v1, v2 = groups.get("memory"), groups.get("")
+        names = [f"/sys/fs/cgroup/memory{v1}/memory.max_usage_in_bytes", f"/sys/fs/cgroup{v2}/memory.peak"]
+        for name in names:
+            if os.path.exists(name):
+                with open(name, encoding="ascii") as file:
+                    return int(file.read())
+        return 0
+
+    def table(self):
+        print(f"{'':<22}{'left of before':>15}{'most agents':>13}{'answered':>11}{'known':>10}{'peak, MB':>10}")
+        for life in self.lives:
+            answered, known = (f"{life[key]} of {life['asked']}" for key in ("right", "known"))
+            print(f"{life['how']:<22}{life['left']:>15}{life['agents']:>13}{answered:>11}{known:>10}{mib(life['peak']):>10}")
+        sys.stdout.flush()
+
+    def promises(self):
+        total = {key: sum(life[key] for life in self.lives) for key in ("left", "asked", "right", "known")}
+        most = max(life["agents"] for life in self.lives)
+        peak = max(life["peak"] for life in self.lives)
+        return {
+            "plimsoll is process 1 of each life": all(" up" in life["first"] for life in self.lives),
+            f"nobody is there before the first question: {total['left']} were": total["left"] == 0,
+            f"every message was answered: {total['right']} of {total['asked']}": total["right"] == total["asked"] == 20,
+            f"every room's conversation went on: {total['known']} of {total['asked']}": total["known"] == total["asked"],
+            f"never more than one agent: {most}": most == 1,
+            f"a stop ends it well: {self.code}, killed for memory: {self.was_oom}": (self.code, self.was_oom) == ("0", "false"),
+            f"less than half of it is ever held: {mib(peak)} MiB": 0 < peak <= 973 * MIB,
+        }
+
+
+def docker(*words, check=True):
+    done = subprocess.run(
+        ["docker", *words], check=check, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=None if check else subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
 def stop_on_signals():
     def stop(number, _):
         sys.exit(128 + number)
@@ -352,7 +476,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phase", choices=["before", "after", "both"], default="both")
     parser.add_argument("-v", action="store_true", help="what the bot said, too")
+    parser.add_argument("--container", metavar="IMAGE", help="the container form, of this image")
+    parser.add_argument("--docker-run", metavar="ARG", action="append", default=[], help="another argument of `docker run`")
     args = parser.parse_args()
+    if args.container:
+        return main_contained(args)
     plimsoll = shutil.which(os.environ.get("PLIMSOLL", "plimsoll"))
     if not plimsoll:
         sys.exit("run.py: error: there is no plimsoll here; the README says what is needed")
@@ -374,6 +502,26 @@ def main():
     table(**phases)
     promises = promises_before(phases["before"]) if phases["before"] else {}
     promises |= promises_after(phases["after"]) if phases["after"] else {}
+    return judge(promises)
+
+
+def main_contained(args):
+    if not shutil.which("docker"):
+        sys.exit("run.py: error: there is no docker here; the README says what is needed")
+    stop_on_signals()
+    print(f"A container of {Contained.SIZE}, plimsoll as process 1, {Contained.ROOMS} rooms.\n", flush=True)
+    try:
+        phase = Contained(args.container, args.docker_run)
+    except (TimeoutError, subprocess.CalledProcessError) as what:
+        print(f"FAILED: {what}\n0 passed, 1 failed")
+        return 1
+    if args.v:
+        print(phase.said)
+    phase.table()
+    return judge(phase.promises())
+
+
+def judge(promises):
     broken = [promise for promise, holds in promises.items() if not holds]
     for promise in broken:
         print(f"FAILED: {promise}")
