@@ -368,7 +368,7 @@ impl Bench {
     fn streams(&self) -> Result<Vec<Row>, Failure> {
         // A port takes connections up to half of the files that may be open.
         let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-        let (many, some) = if self.quick { (2_000, 200) } else { (10_000, 1_000) };
+        let (many, some) = if self.quick { (2_000, 64) } else { (10_000, 256) };
         let many = many.min(files as usize / 2);
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         let each = |one: &Streams| one.held.saturating_sub(one.empty) as f64 / one.count as f64 / 1024.0;
