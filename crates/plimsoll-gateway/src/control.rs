@@ -47,7 +47,8 @@ pub(crate) type Answerer = Box<dyn Fn(Question, Reply) + Send>;
 /// Connections at the control socket,
 const CONNECTIONS: usize = 128;
 
-/// and at a port at most: each may be a stream that is open for hours.
+/// and at a port at most, and half of the files that may be open: each may be a stream that is open for hours, and sessions
+/// need files too.
 const MOST_CONNECTIONS: usize = 16_384;
 
 /// A question's line and headers, bytes.
@@ -98,7 +99,7 @@ fn spawn<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let most = if door.is_socket() { CONNECTIONS } else { (open_files() / 4).clamp(CONNECTIONS, MOST_CONNECTIONS) };
+    let most = if door.is_socket() { CONNECTIONS } else { (open_files() / 2).clamp(CONNECTIONS, MOST_CONNECTIONS) };
     if Rc::strong_count(crowd) > most {
         return;
     }

@@ -878,6 +878,8 @@ impl Supervisor<'_> {
         let _ = watch(replica.oom_events.as_ref(), token | 1, notices);
         self.tokens.insert(token, instance.clone());
         self.adopt(&mut replica, resumed);
+        // It is spoken with while its start is written down.
+        self.gateway.wake();
         let pid = replica.root.pid;
         self.roots.insert(replica.child(), instance.clone());
         self.replicas.insert(instance.clone(), replica);
