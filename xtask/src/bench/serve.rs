@@ -416,6 +416,10 @@ impl Bench {
             let head = if number < turns { "" } else { "x-stainless-retry-count: 1\r\n" };
             client.send_with(head, &format!("stream-{}", number % turns), true, &text).map_err(failed)?;
             open.push(client.stream.into_inner());
+            if number < turns {
+                // Turns begin when people ask, not all in the same instant of a second.
+                std::thread::sleep(Duration::from_secs(1) / turns as u32);
+            }
         }
         let mut watched = Watched::new(open)?;
         let began = Instant::now();
