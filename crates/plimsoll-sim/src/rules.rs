@@ -736,6 +736,11 @@ impl Rules {
         Ok(())
     }
 
+    /// Somebody is on his way from a start to being healthy.
+    pub(crate) fn is_beginning(&self) -> bool {
+        self.trees.values().any(|tree| !tree.is_leaving && !tree.is_available())
+    }
+
     /// After a calm: whoever can run runs; the evicted after a long one.
     pub(crate) fn calm(&self, snapshot: &Snapshot, is_long: bool) -> Result<(), Broken> {
         self.turns.calm()?;

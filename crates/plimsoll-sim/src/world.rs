@@ -26,6 +26,9 @@ const CALM: Duration = Duration::from_secs(420);
 /// Longer than any but that of the evicted.
 const SHORT_CALM: Duration = Duration::from_secs(130);
 
+/// And a start, with all that makes it healthy, is over after this.
+const LAST_MOMENT: Duration = Duration::from_secs(60);
+
 /// Whatever takes more steps without time passing goes round in circles.
 const AT_ONCE: u32 = 400;
 
@@ -148,7 +151,8 @@ impl World {
         self.calm_down()?;
         let is_long = self.random.one_in(4);
         let until = self.now + if is_long { CALM } else { SHORT_CALM };
-        while self.now < until {
+        // Whoever is scaled up at the last moment is given his.
+        while self.now < until || self.rules.is_beginning() && self.now < until + LAST_MOMENT {
             self.go_on()?;
         }
         let snapshot = self.stack.snapshot(self.now);
