@@ -4,7 +4,6 @@ use std::io::Write;
 use std::time::Duration;
 
 use super::world::{Check, World, ensure};
-use crate::harness::alive;
 
 const DAEMONS: &str = r#"
 budget: { memory: 512m }
@@ -50,15 +49,8 @@ pub(super) fn both_killed_then_swept(world: &mut World) -> Check {
     world.kill_both()?;
     up_with_daemons(world)?;
     // And when it is `up` that comes next.
-    world.was_killed = true;
-    let (guard, supervisor) = (world.guard_pid(), world.supervisor_pid());
     let old: Vec<i32> = world.everybody();
-    for number in [19, 9] {
-        world.send(guard, number)?;
-        world.send(supervisor, number)?;
-    }
-    world.wait_up()?;
-    world.until("both are gone", |world| !alive(&world.tag).iter().any(|pid| [guard, supervisor].contains(pid)))?;
+    world.kill_both_and_leave()?;
     up_with_daemons(world)?;
     let both: Vec<i32> = world.everybody().into_iter().filter(|pid| old.contains(pid)).collect();
     ensure!(both.is_empty(), "of the life before: {both:?}");

@@ -448,8 +448,8 @@ impl World {
         Ok(())
     }
 
-    /// SIGKILL for both at the same instant: the next verb sweeps.
-    pub(crate) fn kill_both(&mut self) -> Check {
+    /// SIGKILL for both at the same instant: what they held is nobody's.
+    pub(crate) fn kill_both_and_leave(&mut self) -> Check {
         self.was_killed = true;
         let supervisor = self.supervisor.ok_or("no supervisor")?;
         for number in [19, 9] {
@@ -460,6 +460,12 @@ impl World {
         // Its last thread holds the lock until it has ended as well.
         let threads = || std::fs::read_dir(format!("/proc/{}/task", supervisor.pid)).map_or(0, Iterator::count);
         ensure!(eventually(|| !supervisor.is_alive() && threads() <= 1), "the supervisor does not die");
+        Ok(())
+    }
+
+    /// The same, and the next verb sweeps.
+    pub(crate) fn kill_both(&mut self) -> Check {
+        self.kill_both_and_leave()?;
         let answer = self.tell(&["explain", "--list"]);
         let left = self.leftovers();
         ensure!(left.is_empty(), "left after the sweep: {left:?} {answer:?}");
