@@ -130,6 +130,7 @@ impl Api {
             instruction: None,
             is_streamed: asked.stream,
             is_aside: false,
+            is_alone: false,
             is_retry,
             goes_on: false,
         };
@@ -189,6 +190,7 @@ impl Api {
                 is_streamed: false,
                 // What is remembered is what the client knows: its question and the answer that it was given.
                 is_aside: true,
+                is_alone: own,
                 print: 0,
                 is_retry: false,
                 goes_on: false,

@@ -75,6 +75,7 @@ impl Late {
             instruction: None,
             is_streamed: false,
             is_aside: false,
+            is_alone: false,
             // Without an id it is like no other.
             print: self.id.as_ref().map_or(0, |_| hasher.finish()),
             is_retry: is_again && self.id.is_some(),

@@ -149,6 +149,8 @@ pub(crate) struct Ask {
     pub(crate) is_streamed: bool,
     /// What is new was never sent by the client, and is not remembered, nor is the answer.
     pub(crate) is_aside: bool,
+    /// Its conversation is this request's alone: no other machine has to know of it.
+    pub(crate) is_alone: bool,
     /// A request with the same print is the same, if it is sent again.
     pub(crate) print: u64,
     /// The client sends it again: if it runs, or has just been answered, it is not begun anew.
@@ -355,7 +357,7 @@ impl Turns {
         {
             return Ok(tape.read());
         }
-        let is_anew = if self.leases.borrow().is_some() && ask.key.is_some() {
+        let is_anew = if self.shared(&ask).is_some() {
             // What was said is known with the lease; that there is something to answer is not a question of that.
             conversation::step(&Print::default(), &ask.messages).map(|_| false)?
         } else {
@@ -437,9 +439,14 @@ impl Turns {
         known.insert(talk, is_known);
     }
 
+    /// With Redis: where a turn's conversation is kept, and its key.
+    fn shared(&self, ask: &Ask) -> Option<(Rc<Leases>, Arc<str>)> {
+        self.leases().zip(ask.key.clone().filter(|_| !ask.is_alone))
+    }
+
     /// With Redis: waits until a turn's conversation is this machine's alone. It needs none without, or without a key.
     async fn hold(&self, ask: &Ask) -> Result<Option<Hold>, Denial> {
-        let Some((leases, key)) = self.leases().zip(ask.key.clone()) else { return Ok(None) };
+        let Some((leases, key)) = self.shared(ask) else { return Ok(None) };
         let talk = (ask.pool.clone(), key);
         let spec = self.pools.borrow().get(&ask.pool).cloned().ok_or(Denial::UnknownPool)?;
         let line = {

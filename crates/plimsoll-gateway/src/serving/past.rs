@@ -208,6 +208,7 @@ mod tests {
                 instruction: None,
                 is_streamed: false,
                 is_aside: false,
+                is_alone: false,
                 print: 0,
                 is_retry: false,
                 goes_on: false,

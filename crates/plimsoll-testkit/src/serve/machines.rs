@@ -332,6 +332,11 @@ pub(super) fn redis_is_killed(scene: &mut Scene) -> Check {
         }
         // What belongs to no conversation needs no proof.
         ensure!(said(&other.ask(None, "alone")?)? == "echo: alone", "without a conversation");
+        let schema = json!({
+            "model": POOL, "response_format": {"type": "json_object"},
+            "messages": [{"role": "user", "content": "!say {\"a\": 1}"}],
+        });
+        ensure!(said(&other.post(&[], schema.to_string().as_bytes())?)? == "{\"a\": 1}", "nor does one by a schema");
         two.redis.restart()?;
         ensure!(said(&joined(running)?)? == "echo: it ran meanwhile", "what ran was lost");
         let history = said(&other.ask(Some("a"), "history")?)?;
