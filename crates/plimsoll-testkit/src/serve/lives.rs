@@ -81,7 +81,8 @@ fn another(scene: &Scene, old: Process) -> Result<Process, String> {
 
 /// After so many turns another process goes on, and knows what was said.
 pub(super) fn max_turns_recycles(scene: &mut Scene) -> Check {
-    scene.up_with("jsonl", "", "max_sessions: 1, max_turns: 2, ", 1)?;
+    // Long enough to be seen by whoever counts.
+    scene.up_with("jsonl", ", --every, \"!sleep 20ms\"", "max_sessions: 1, max_turns: 2, ", 1)?;
     let mut all: Vec<Process> = Vec::new();
     for round in 0..4 {
         let one = scene.process("a")?;
