@@ -12,10 +12,14 @@ use std::time::Duration;
 use plimsoll_gateway::{Backend, GatewayError, Limits, State, Told};
 use world::{PATIENCE, Replica, World, command, exchange, get, post, read_until, split, status, wait_until};
 
+/// Also what the tests below start as a replica: this program again, for this test alone, with a port to listen at.
 #[test]
-#[ignore = "a role of the tests below"]
-fn role_replica() {
-    world::replica();
+fn a_replica_answers_by_itself() {
+    if world::is_replica() {
+        return world::replica();
+    }
+    let replica = Replica::start();
+    assert_eq!(replica.ask("/who"), replica.name());
 }
 
 fn curl(arguments: &[&str]) -> String {

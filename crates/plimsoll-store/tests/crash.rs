@@ -1,8 +1,9 @@
 //! What a killed process leaves: its registration can be taken, its certificates are whole.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "test code, helpers included")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "test code, helpers included")]
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
@@ -10,6 +11,9 @@ use plimsoll_model::certificate::{self, Exit, Memory, Tree};
 use plimsoll_model::{Boundary, Cause, Certificate, Confidence, RunId};
 use plimsoll_store::registry::{self, leftovers, running};
 use plimsoll_store::{CertificateStore, Registration, RunningTree};
+
+/// Tells a process which role it plays.
+const ROLE: &str = "PLIMSOLL_TEST_ROLE";
 
 struct TempDir(PathBuf);
 
@@ -27,23 +31,24 @@ impl Drop for TempDir {
     }
 }
 
-/// Runs one of the roles below in a process of its own.
+/// Runs one of the roles in [`play`] in a process of its own: this program again, for the one test that plays them.
 #[expect(clippy::disallowed_methods, reason = "the one place here that starts a process: this test's own binary")]
 fn role(name: &str, dir: &Path, number: u32) -> Child {
     std::process::Command::new(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--ignored", "--nocapture"])
+        .args(["a_role_is_played_in_a_process_of_its_own", "--exact", "--nocapture"])
+        .env(ROLE, name)
         .env("PLIMSOLL_TEST_DIR", dir)
         .env("PLIMSOLL_TEST_NUMBER", number.to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         // It outlives whom it reports to.
-        .stderr(if name == "role_just_lives" { Stdio::null() } else { Stdio::inherit() })
+        .stderr(if name == "just lives" { Stdio::null() } else { Stdio::inherit() })
         .spawn()
         .unwrap()
 }
 
 fn asked() -> (PathBuf, u32) {
-    let dir = std::env::var_os("PLIMSOLL_TEST_DIR").expect("run as a role of another test").into();
+    let dir = std::env::var_os("PLIMSOLL_TEST_DIR").unwrap().into();
     (dir, std::env::var("PLIMSOLL_TEST_NUMBER").unwrap().parse().unwrap())
 }
 
@@ -103,47 +108,51 @@ fn tree(number: u32) -> RunningTree {
     }
 }
 
+fn play(role: &str) {
+    match role {
+        "just lives" => say_ready_and_wait(),
+        "registers and starts a child" => {
+            let (dir, number) = asked();
+            let _registration = Registration::register(&dir, &tree(number)).unwrap();
+            let mut child = self::role("just lives", &dir, number);
+            wait_for_ready(&mut child);
+            say_ready_and_wait();
+        }
+        "stores for ever" => {
+            let (dir, number) = asked();
+            println!("READY");
+            for n in 0.. {
+                CertificateStore::open(&dir).unwrap().insert(&certificate(number * 1_000_000 + n)).unwrap();
+            }
+        }
+        "stores a hundred" => {
+            let (dir, number) = asked();
+            for n in 0..100 {
+                let mut store = CertificateStore::open(&dir).unwrap();
+                store.insert(&certificate(number * 1000 + n)).unwrap();
+                assert!(store.notices().is_empty());
+            }
+        }
+        other => unreachable!("no role {other}"),
+    }
+}
+
 #[test]
-#[ignore = "a role of the tests below"]
-fn role_registers_and_starts_a_child() {
-    let (dir, number) = asked();
-    let _registration = Registration::register(&dir, &tree(number)).unwrap();
-    let mut child = role("role_just_lives", &dir, number);
+fn a_role_is_played_in_a_process_of_its_own() {
+    if let Ok(role) = std::env::var(ROLE) {
+        return play(&role);
+    }
+    let dir = TempDir::new("role");
+    let mut child = role("just lives", &dir.0, 0);
     wait_for_ready(&mut child);
-    say_ready_and_wait();
-}
-
-#[test]
-#[ignore = "a role of the tests below"]
-fn role_just_lives() {
-    say_ready_and_wait();
-}
-
-#[test]
-#[ignore = "a role of the tests below"]
-fn role_stores_for_ever() {
-    let (dir, number) = asked();
-    println!("READY");
-    for n in 0.. {
-        CertificateStore::open(&dir).unwrap().insert(&certificate(number * 1_000_000 + n)).unwrap();
-    }
-}
-
-#[test]
-#[ignore = "a role of the tests below"]
-fn role_stores_a_hundred() {
-    let (dir, number) = asked();
-    for n in 0..100 {
-        let mut store = CertificateStore::open(&dir).unwrap();
-        store.insert(&certificate(number * 1000 + n)).unwrap();
-        assert!(store.notices().is_empty());
-    }
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9), "it did not stay");
 }
 
 #[test]
 fn a_killed_process_lets_go_though_its_child_lives() {
     let dir = TempDir::new("kill");
-    let mut child = role("role_registers_and_starts_a_child", &dir.0, 1);
+    let mut child = role("registers and starts a child", &dir.0, 1);
     wait_for_ready(&mut child);
     assert_eq!(leftovers(&dir.0).unwrap().count(), 0);
     assert_eq!(running(&dir.0).unwrap(), [tree(1)]);
@@ -158,7 +167,7 @@ fn a_killed_process_lets_go_though_its_child_lives() {
 #[test]
 fn processes_store_at_once_from_nothing() {
     let dir = TempDir::new("processes");
-    let children: Vec<_> = (0..8).map(|n| role("role_stores_a_hundred", &dir.0, n)).collect();
+    let children: Vec<_> = (0..8).map(|n| role("stores a hundred", &dir.0, n)).collect();
     for child in children {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
@@ -171,7 +180,7 @@ fn killed_while_storing_the_history_stays_whole() {
     let dir = TempDir::new("storing");
     let mut stored = 0;
     for round in 0..20 {
-        let mut children: Vec<_> = (0..2).map(|n| role("role_stores_for_ever", &dir.0, round * 2 + n)).collect();
+        let mut children: Vec<_> = (0..2).map(|n| role("stores for ever", &dir.0, round * 2 + n)).collect();
         for child in &mut children {
             wait_for_ready(child);
         }

@@ -29,6 +29,9 @@ pub(crate) struct Replica {
     _said: ChildStdout,
 }
 
+/// Tells a process that it is a replica, and where it listens.
+const PORT: &str = "PLIMSOLL_TEST_PORT";
+
 static INSTANCES: AtomicU64 = AtomicU64::new(70_001);
 
 impl Replica {
@@ -40,8 +43,8 @@ impl Replica {
     pub(crate) fn start_at(port: u16) -> Self {
         let instance = INSTANCES.fetch_add(1, Ordering::Relaxed);
         let mut child = command(std::env::current_exe().unwrap())
-            .args(["role_replica", "--exact", "--ignored", "--nocapture"])
-            .env("PLIMSOLL_TEST_PORT", port.to_string())
+            .args(["a_replica_answers_by_itself", "--exact", "--nocapture"])
+            .env(PORT, port.to_string())
             .env("PLIMSOLL_TEST_INSTANCE", instance.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -197,9 +200,14 @@ pub(crate) fn read_until(stream: &mut impl Read, end: &str) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
+/// Whether this process was started as a replica.
+pub(crate) fn is_replica() -> bool {
+    std::env::var_os(PORT).is_some()
+}
+
 /// What a replica does: HTTP/1.1 by hand, so that it can also do wrong.
 pub(crate) fn replica() {
-    let port: u16 = std::env::var("PLIMSOLL_TEST_PORT").expect("run as a role of another test").parse().unwrap();
+    let port: u16 = std::env::var(PORT).unwrap().parse().unwrap();
     let name = std::env::var("PLIMSOLL_TEST_INSTANCE").unwrap();
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     println!("PORT {}", listener.local_addr().unwrap().port());
