@@ -23,6 +23,8 @@ use std::time::SystemTime;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::digest;
+
 /// The folder in the state directory.
 const FOLDER: &str = "agents";
 
@@ -226,8 +228,7 @@ impl Agents {
     }
 
     fn folder(&self, pool: &str, key: &str) -> PathBuf {
-        let digest = |salt: u8| fnv(pool.bytes().chain([0]).chain(key.bytes()).chain([salt]));
-        self.dir.join(format!("{:016x}{:016x}", digest(0), digest(1)))
+        self.dir.join(digest(pool.bytes().chain([0]).chain(key.bytes())))
     }
 }
 
@@ -323,11 +324,6 @@ impl Copy {
     fn hand_over(&self, path: &Path) -> io::Result<()> {
         self.to.map_or(Ok(()), |user| chown(path, user, user))
     }
-}
-
-/// FNV-1a, 64 bits: names, not secrets. http://www.isthe.com/chongo/tech/comp/fnv/
-fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

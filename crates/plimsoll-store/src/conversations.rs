@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::digest;
+
 /// The folder in the state directory.
 const FOLDER: &str = "conversations";
 
@@ -179,9 +181,8 @@ fn name(pool: &str, key: &str) -> String {
     name.push('.');
     spell(key, &mut name);
     if name.len() > LONGEST_NAME {
-        let digest = [fnv(key.as_bytes(), 0), fnv(key.as_bytes(), 1)];
         name.truncate(LONGEST_NAME - 40);
-        name = format!("{name}.{:016x}{:016x}", digest[0], digest[1]);
+        name = format!("{name}.{}", digest(key.bytes()));
     }
     name + ".jsonl"
 }
@@ -210,12 +211,6 @@ fn lines(said: &[Spoken], follows: bool) -> Vec<u8> {
         text.push(b'\n');
     }
     text
-}
-
-/// FNV-1a, 64 bits: names, not secrets. http://www.isthe.com/chongo/tech/comp/fnv/
-fn fnv(bytes: &[u8], salt: u8) -> u64 {
-    let all = bytes.iter().chain(std::iter::once(&salt));
-    all.fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 pub mod agents;
 pub mod certificates;
 pub mod conversations;
+mod digest;
 pub mod inbox;
 pub mod occupied;
 pub mod paths;
